@@ -488,6 +488,59 @@ func (x *Process) GetResource() map[string]string {
 	return nil
 }
 
+// A process by what names it for ever on one boot of one host.
+type ProcessKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	StartTicks    uint64                 `protobuf:"varint,2,opt,name=start_ticks,json=startTicks,proto3" json:"start_ticks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProcessKey) Reset() {
+	*x = ProcessKey{}
+	mi := &file_record_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProcessKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProcessKey) ProtoMessage() {}
+
+func (x *ProcessKey) ProtoReflect() protoreflect.Message {
+	mi := &file_record_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProcessKey.ProtoReflect.Descriptor instead.
+func (*ProcessKey) Descriptor() ([]byte, []int) {
+	return file_record_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ProcessKey) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *ProcessKey) GetStartTicks() uint64 {
+	if x != nil {
+		return x.StartTicks
+	}
+	return 0
+}
+
 // A trace that holds at most 2,000 log spans of one context of one process.
 type Segment struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -501,14 +554,16 @@ type Segment struct {
 	// This record opens it: export its root marker too.
 	Opens bool `protobuf:"varint,5,opt,name=opens,proto3" json:"opens,omitempty"`
 	// Log spans in it so far, this record's included.
-	Spans         uint32 `protobuf:"varint,6,opt,name=spans,proto3" json:"spans,omitempty"`
+	Spans uint32 `protobuf:"varint,6,opt,name=spans,proto3" json:"spans,omitempty"`
+	// End of its last window so far.
+	EndUnixNanos  int64 `protobuf:"varint,7,opt,name=end_unix_nanos,json=endUnixNanos,proto3" json:"end_unix_nanos,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Segment) Reset() {
 	*x = Segment{}
-	mi := &file_record_proto_msgTypes[2]
+	mi := &file_record_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -520,7 +575,7 @@ func (x *Segment) String() string {
 func (*Segment) ProtoMessage() {}
 
 func (x *Segment) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[2]
+	mi := &file_record_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -533,7 +588,7 @@ func (x *Segment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Segment.ProtoReflect.Descriptor instead.
 func (*Segment) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{2}
+	return file_record_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Segment) GetNumber() uint32 {
@@ -578,6 +633,13 @@ func (x *Segment) GetSpans() uint32 {
 	return 0
 }
 
+func (x *Segment) GetEndUnixNanos() int64 {
+	if x != nil {
+		return x.EndUnixNanos
+	}
+	return 0
+}
+
 // Running total of a summed quantity over a set of windows.
 type Total struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -593,7 +655,7 @@ type Total struct {
 
 func (x *Total) Reset() {
 	*x = Total{}
-	mi := &file_record_proto_msgTypes[3]
+	mi := &file_record_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -605,7 +667,7 @@ func (x *Total) String() string {
 func (*Total) ProtoMessage() {}
 
 func (x *Total) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[3]
+	mi := &file_record_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -618,7 +680,7 @@ func (x *Total) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Total.ProtoReflect.Descriptor instead.
 func (*Total) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{3}
+	return file_record_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Total) GetName() string {
@@ -680,7 +742,7 @@ type TotalSet struct {
 
 func (x *TotalSet) Reset() {
 	*x = TotalSet{}
-	mi := &file_record_proto_msgTypes[4]
+	mi := &file_record_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +754,7 @@ func (x *TotalSet) String() string {
 func (*TotalSet) ProtoMessage() {}
 
 func (x *TotalSet) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[4]
+	mi := &file_record_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +767,7 @@ func (x *TotalSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TotalSet.ProtoReflect.Descriptor instead.
 func (*TotalSet) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{4}
+	return file_record_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *TotalSet) GetStartUnixNanos() int64 {
@@ -734,7 +796,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_record_proto_msgTypes[5]
+	mi := &file_record_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -746,7 +808,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[5]
+	mi := &file_record_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -759,7 +821,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{5}
+	return file_record_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Event) GetName() string {
@@ -827,13 +889,16 @@ type LogCall struct {
 	RunAttributes map[string]string `protobuf:"bytes,26,rep,name=run_attributes,json=runAttributes,proto3" json:"run_attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Metrics the script logged (log_metric) since the last record.
 	LoggedMetrics []*LoggedMetric `protobuf:"bytes,27,rep,name=logged_metrics,json=loggedMetrics,proto3" json:"logged_metrics,omitempty"`
+	// Roots of the trees around this one, innermost first: where one of them logs too, this record's values are in its values
+	// as well. A sum over processes takes only the records none of whose enclosing processes logs.
+	Enclosing     []*ProcessKey `protobuf:"bytes,28,rep,name=enclosing,proto3" json:"enclosing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LogCall) Reset() {
 	*x = LogCall{}
-	mi := &file_record_proto_msgTypes[6]
+	mi := &file_record_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -845,7 +910,7 @@ func (x *LogCall) String() string {
 func (*LogCall) ProtoMessage() {}
 
 func (x *LogCall) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[6]
+	mi := &file_record_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -858,7 +923,7 @@ func (x *LogCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogCall.ProtoReflect.Descriptor instead.
 func (*LogCall) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{6}
+	return file_record_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *LogCall) GetSchema() uint32 {
@@ -1050,6 +1115,13 @@ func (x *LogCall) GetLoggedMetrics() []*LoggedMetric {
 	return nil
 }
 
+func (x *LogCall) GetEnclosing() []*ProcessKey {
+	if x != nil {
+		return x.Enclosing
+	}
+	return nil
+}
+
 type LoggedMetric struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -1063,7 +1135,7 @@ type LoggedMetric struct {
 
 func (x *LoggedMetric) Reset() {
 	*x = LoggedMetric{}
-	mi := &file_record_proto_msgTypes[7]
+	mi := &file_record_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1075,7 +1147,7 @@ func (x *LoggedMetric) String() string {
 func (*LoggedMetric) ProtoMessage() {}
 
 func (x *LoggedMetric) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[7]
+	mi := &file_record_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1088,7 +1160,7 @@ func (x *LoggedMetric) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoggedMetric.ProtoReflect.Descriptor instead.
 func (*LoggedMetric) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{7}
+	return file_record_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *LoggedMetric) GetKey() string {
@@ -1158,7 +1230,12 @@ const file_record_proto_rawDesc = "" +
 	"\bresource\x18\f \x03(\v2%.prov4ml.record.Process.ResourceEntryR\bresource\x1a;\n" +
 	"\rResourceEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb2\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"?\n" +
+	"\n" +
+	"ProcessKey\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x1f\n" +
+	"\vstart_ticks\x18\x02 \x01(\x04R\n" +
+	"startTicks\"\xd8\x01\n" +
 	"\aSegment\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x18\n" +
 	"\acontext\x18\x02 \x01(\tR\acontext\x12\x1f\n" +
@@ -1166,7 +1243,8 @@ const file_record_proto_rawDesc = "" +
 	"hasContext\x12(\n" +
 	"\x10start_unix_nanos\x18\x04 \x01(\x03R\x0estartUnixNanos\x12\x14\n" +
 	"\x05opens\x18\x05 \x01(\bR\x05opens\x12\x14\n" +
-	"\x05spans\x18\x06 \x01(\rR\x05spans\"V\n" +
+	"\x05spans\x18\x06 \x01(\rR\x05spans\x12$\n" +
+	"\x0eend_unix_nanos\x18\a \x01(\x03R\fendUnixNanos\"V\n" +
 	"\x05Total\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\ainteger\x18\x02 \x01(\x03H\x00R\ainteger\x12\x14\n" +
@@ -1180,7 +1258,8 @@ const file_record_proto_rawDesc = "" +
 	"\x0ftime_unix_nanos\x18\x02 \x01(\x03R\rtimeUnixNanos\x127\n" +
 	"\n" +
 	"attributes\x18\x03 \x03(\v2\x17.prov4ml.record.ReadingR\n" +
-	"attributes\"\xf9\t\n" +
+	"attributes\"\xb3\n" +
+	"\n" +
 	"\aLogCall\x12\x16\n" +
 	"\x06schema\x18\x01 \x01(\rR\x06schema\x121\n" +
 	"\aprocess\x18\x02 \x01(\v2\x17.prov4ml.record.ProcessR\aprocess\x124\n" +
@@ -1214,7 +1293,8 @@ const file_record_proto_rawDesc = "" +
 	"\n" +
 	"run_totals\x18\x19 \x03(\v2\x17.prov4ml.record.ReadingR\trunTotals\x12Q\n" +
 	"\x0erun_attributes\x18\x1a \x03(\v2*.prov4ml.record.LogCall.RunAttributesEntryR\rrunAttributes\x12C\n" +
-	"\x0elogged_metrics\x18\x1b \x03(\v2\x1c.prov4ml.record.LoggedMetricR\rloggedMetrics\x1a@\n" +
+	"\x0elogged_metrics\x18\x1b \x03(\v2\x1c.prov4ml.record.LoggedMetricR\rloggedMetrics\x128\n" +
+	"\tenclosing\x18\x1c \x03(\v2\x1a.prov4ml.record.ProcessKeyR\tenclosing\x1a@\n" +
 	"\x12RunAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\n" +
@@ -1270,44 +1350,46 @@ func file_record_proto_rawDescGZIP() []byte {
 }
 
 var file_record_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_record_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_record_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_record_proto_goTypes = []any{
 	(Function)(0),        // 0: prov4ml.record.Function
 	(State)(0),           // 1: prov4ml.record.State
 	(Source)(0),          // 2: prov4ml.record.Source
 	(*Reading)(nil),      // 3: prov4ml.record.Reading
 	(*Process)(nil),      // 4: prov4ml.record.Process
-	(*Segment)(nil),      // 5: prov4ml.record.Segment
-	(*Total)(nil),        // 6: prov4ml.record.Total
-	(*TotalSet)(nil),     // 7: prov4ml.record.TotalSet
-	(*Event)(nil),        // 8: prov4ml.record.Event
-	(*LogCall)(nil),      // 9: prov4ml.record.LogCall
-	(*LoggedMetric)(nil), // 10: prov4ml.record.LoggedMetric
-	nil,                  // 11: prov4ml.record.Process.ResourceEntry
-	nil,                  // 12: prov4ml.record.LogCall.RunAttributesEntry
+	(*ProcessKey)(nil),   // 5: prov4ml.record.ProcessKey
+	(*Segment)(nil),      // 6: prov4ml.record.Segment
+	(*Total)(nil),        // 7: prov4ml.record.Total
+	(*TotalSet)(nil),     // 8: prov4ml.record.TotalSet
+	(*Event)(nil),        // 9: prov4ml.record.Event
+	(*LogCall)(nil),      // 10: prov4ml.record.LogCall
+	(*LoggedMetric)(nil), // 11: prov4ml.record.LoggedMetric
+	nil,                  // 12: prov4ml.record.Process.ResourceEntry
+	nil,                  // 13: prov4ml.record.LogCall.RunAttributesEntry
 }
 var file_record_proto_depIdxs = []int32{
 	1,  // 0: prov4ml.record.Reading.state:type_name -> prov4ml.record.State
 	2,  // 1: prov4ml.record.Reading.source:type_name -> prov4ml.record.Source
-	11, // 2: prov4ml.record.Process.resource:type_name -> prov4ml.record.Process.ResourceEntry
-	6,  // 3: prov4ml.record.TotalSet.totals:type_name -> prov4ml.record.Total
+	12, // 2: prov4ml.record.Process.resource:type_name -> prov4ml.record.Process.ResourceEntry
+	7,  // 3: prov4ml.record.TotalSet.totals:type_name -> prov4ml.record.Total
 	3,  // 4: prov4ml.record.Event.attributes:type_name -> prov4ml.record.Reading
 	4,  // 5: prov4ml.record.LogCall.process:type_name -> prov4ml.record.Process
 	0,  // 6: prov4ml.record.LogCall.function:type_name -> prov4ml.record.Function
 	3,  // 7: prov4ml.record.LogCall.readings:type_name -> prov4ml.record.Reading
-	8,  // 8: prov4ml.record.LogCall.events:type_name -> prov4ml.record.Event
-	5,  // 9: prov4ml.record.LogCall.segment:type_name -> prov4ml.record.Segment
-	5,  // 10: prov4ml.record.LogCall.closed_segments:type_name -> prov4ml.record.Segment
-	7,  // 11: prov4ml.record.LogCall.step_totals:type_name -> prov4ml.record.TotalSet
-	7,  // 12: prov4ml.record.LogCall.context_totals:type_name -> prov4ml.record.TotalSet
+	9,  // 8: prov4ml.record.LogCall.events:type_name -> prov4ml.record.Event
+	6,  // 9: prov4ml.record.LogCall.segment:type_name -> prov4ml.record.Segment
+	6,  // 10: prov4ml.record.LogCall.closed_segments:type_name -> prov4ml.record.Segment
+	8,  // 11: prov4ml.record.LogCall.step_totals:type_name -> prov4ml.record.TotalSet
+	8,  // 12: prov4ml.record.LogCall.context_totals:type_name -> prov4ml.record.TotalSet
 	3,  // 13: prov4ml.record.LogCall.run_totals:type_name -> prov4ml.record.Reading
-	12, // 14: prov4ml.record.LogCall.run_attributes:type_name -> prov4ml.record.LogCall.RunAttributesEntry
-	10, // 15: prov4ml.record.LogCall.logged_metrics:type_name -> prov4ml.record.LoggedMetric
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	13, // 14: prov4ml.record.LogCall.run_attributes:type_name -> prov4ml.record.LogCall.RunAttributesEntry
+	11, // 15: prov4ml.record.LogCall.logged_metrics:type_name -> prov4ml.record.LoggedMetric
+	5,  // 16: prov4ml.record.LogCall.enclosing:type_name -> prov4ml.record.ProcessKey
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_record_proto_init() }
@@ -1321,19 +1403,19 @@ func file_record_proto_init() {
 		(*Reading_Boolean)(nil),
 		(*Reading_Text)(nil),
 	}
-	file_record_proto_msgTypes[3].OneofWrappers = []any{
+	file_record_proto_msgTypes[4].OneofWrappers = []any{
 		(*Total_Integer)(nil),
 		(*Total_Real)(nil),
 	}
-	file_record_proto_msgTypes[6].OneofWrappers = []any{}
 	file_record_proto_msgTypes[7].OneofWrappers = []any{}
+	file_record_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_record_proto_rawDesc), len(file_record_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
