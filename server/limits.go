@@ -1,0 +1,218 @@
+package server
+
+import (
+	"fmt"
+	"strings"
+
+	"connectrpc.com/connect"
+
+	prov4mlv1 "github.com/prov4ml/agent/api/prov4ml/v1"
+)
+
+// What one caller may ask for. The socket may be open to every user of the node, so nothing that a caller sends may cost
+// more than this.
+const (
+	// MaxMessageBytes bounds one message, before and after decompression.
+	MaxMessageBytes = 1 << 20
+	// MaxTextBytes bounds a label, a context, a name, and the keys and values of attributes.
+	MaxTextBytes = 1 << 10
+	// MaxAttributes bounds the run attributes of one message.
+	MaxAttributes = 128
+	// MaxVariables bounds the launcher's environment variables of one message, and MaxVariableBytes one value: a node list of
+	// SLURM is longer than a text.
+	MaxVariables     = 1024
+	MaxVariableBytes = 32 << 10
+	// MaxLoggedMetrics bounds the metrics of one message.
+	MaxLoggedMetrics = 10_000
+	// MaxOperators bounds the operator records of one message, all its lists together.
+	MaxOperators = 20_000
+	// MaxDims bounds the dimensions of a tensor.
+	MaxDims = 32
+	// MaxSignatureBytes bounds the name of an input signature.
+	MaxSignatureBytes = 64
+	// MaxConnections bounds the open connections; the longest idle is closed for a new one.
+	MaxConnections = 4096
+	// MaxCallsPerSecond bounds the calls of one connection, unary and streamed together.
+	MaxCallsPerSecond = 50_000
+)
+
+// A refusal is an answer that is no success: the caller's fault or a limit. Its kind is the name of the counter.
+type refusal struct {
+	kind     string
+	code     connect.Code
+	sentence string
+}
+
+func (r *refusal) Error() string { return r.sentence }
+
+func refusef(kind string, code connect.Code, format string, args ...any) *refusal {
+	return &refusal{kind: kind, code: code, sentence: fmt.Sprintf(format, args...)}
+}
+
+// Each check returns nil or a *refusal, as an error.
+
+func checkText(field, text string, limit int) error {
+	if len(text) <= limit {
+		return nil
+	}
+	return refusef(refusedTextBytes, connect.CodeInvalidArgument, "%s has %d bytes, the limit is %d: shorten it", field, len(text), limit)
+}
+
+func checkCount(field string, n, limit int) error {
+	if n <= limit {
+		return nil
+	}
+	return refusef(refusedCount, connect.CodeInvalidArgument, "%s has %d entries, the limit is %d: send fewer", field, n, limit)
+}
+
+func checkMap(field string, m map[string]string, entries, valueBytes int) error {
+	if err := checkCount(field, len(m), entries); err != nil {
+		return err
+	}
+	for k, v := range m {
+		if len(k) > MaxTextBytes {
+			return refusef(refusedTextBytes, connect.CodeInvalidArgument, "a key of %s has %d bytes, the limit is %d: shorten it", field, len(k), MaxTextBytes)
+		}
+		if len(v) > valueBytes {
+			return refusef(refusedTextBytes, connect.CodeInvalidArgument, "%s[%q] has %d bytes, the limit is %d: shorten it", field, k, len(v), valueBytes)
+		}
+	}
+	return nil
+}
+
+func firstError(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkDescription(m *prov4mlv1.DescribeRunRequest) error {
+	if err := firstError(
+		checkText("name", m.GetName(), MaxTextBytes),
+		checkText("script", m.GetScript(), MaxTextBytes),
+		checkText("client_version", m.GetClientVersion(), MaxTextBytes),
+		checkText("traceparent", m.GetTraceparent(), MaxTextBytes),
+		checkMap("environment", m.GetEnvironment(), MaxVariables, MaxVariableBytes),
+		checkMap("attributes", m.GetAttributes(), MaxAttributes, MaxTextBytes),
+		checkCount("metrics", len(m.GetMetrics()), MaxLoggedMetrics),
+	); err != nil {
+		return err
+	}
+	for i, metric := range m.GetMetrics() {
+		if len(metric.GetKey()) > MaxTextBytes || len(metric.GetContext()) > MaxTextBytes {
+			return firstError(
+				checkText(fmt.Sprintf("metrics[%d].key", i), metric.GetKey(), MaxTextBytes),
+				checkText(fmt.Sprintf("metrics[%d].context", i), metric.GetContext(), MaxTextBytes),
+			)
+		}
+	}
+	return nil
+}
+
+func checkDecimal(field, number string) error {
+	if err := checkText(field, number, MaxTextBytes); err != nil {
+		return err
+	}
+	if strings.Trim(number, "0123456789") != "" {
+		return refusef(refusedValue, connect.CodeInvalidArgument, "%s is %q: it must be a decimal integer, at least 0, or empty when it is not known", field, number)
+	}
+	return nil
+}
+
+func checkFlopsCount(c *prov4mlv1.FlopsCount) error {
+	return firstError(
+		checkDecimal("count.forward", c.GetForward()),
+		checkDecimal("count.backward", c.GetBackward()),
+		checkText("count.method", c.GetMethod(), MaxTextBytes),
+		checkText("count.dtype", c.GetDtype(), MaxTextBytes),
+		checkText("count.missing_reason", c.GetMissingReason(), MaxTextBytes),
+	)
+}
+
+func checkTensors(field string, tensors []*prov4mlv1.Tensor) error {
+	for i, t := range tensors {
+		if n := len(t.GetDims()); n > MaxDims {
+			return refusef(refusedDims, connect.CodeInvalidArgument, "%s[%d].dims has %d dimensions, the limit is %d", field, i, n, MaxDims)
+		}
+		for _, d := range t.GetDims() {
+			if d < 0 {
+				return refusef(refusedValue, connect.CodeInvalidArgument, "%s[%d].dims holds %d: a dimension is at least 0", field, i, d)
+			}
+		}
+		if len(t.GetDtype()) > MaxTextBytes {
+			return checkText(fmt.Sprintf("%s[%d].dtype", field, i), t.GetDtype(), MaxTextBytes)
+		}
+	}
+	return nil
+}
+
+func checkOperators(field string, list *prov4mlv1.OperatorList) error {
+	if err := firstError(
+		checkText(field+".signature", list.GetSignature(), MaxSignatureBytes),
+		checkText(field+".autocast_dtype", list.GetAutocastDtype(), MaxTextBytes),
+		checkText(field+".method", list.GetMethod(), MaxTextBytes),
+		checkText(field+".missing_reason", list.GetMissingReason(), MaxTextBytes),
+	); err != nil {
+		return err
+	}
+	if n := len(list.GetOperators()); n > MaxOperators {
+		return refusef(refusedOperators, connect.CodeInvalidArgument, "%s.operators has %d records, the limit is %d: merge identical operators by their count", field, n, MaxOperators)
+	}
+	for i, op := range list.GetOperators() {
+		at := fmt.Sprintf("%s.operators[%d]", field, i)
+		if err := firstError(
+			checkText(at+".name", op.GetName(), MaxTextBytes),
+			checkText(at+".module", op.GetModule(), MaxTextBytes),
+			checkTensors(at+".inputs", op.GetInputs()),
+			checkTensors(at+".outputs", op.GetOutputs()),
+		); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkBatch(m *prov4mlv1.LogFlopsPerBatchRequest) error {
+	if err := checkText("label", m.GetLabel(), MaxTextBytes); err != nil {
+		return err
+	}
+	switch cost := m.GetCost().(type) {
+	case *prov4mlv1.LogFlopsPerBatchRequest_Operators:
+		return checkOperators("operators", cost.Operators)
+	case *prov4mlv1.LogFlopsPerBatchRequest_Signature:
+		return checkText("signature", cost.Signature, MaxSignatureBytes)
+	case *prov4mlv1.LogFlopsPerBatchRequest_Count:
+		return checkFlopsCount(cost.Count)
+	}
+	return refusef(refusedValue, connect.CodeInvalidArgument, "none of operators, signature and count is set: exactly one says what the batch costs")
+}
+
+func checkEpoch(m *prov4mlv1.LogFlopsPerEpochRequest) error {
+	if err := firstError(
+		checkText("label", m.GetLabel(), MaxTextBytes),
+		checkText("incomplete_reason", m.GetIncompleteReason(), MaxTextBytes),
+		checkFlopsCount(m.GetCount()),
+		checkCount("batches", len(m.GetBatches()), MaxOperators),
+	); err != nil {
+		return err
+	}
+	total := 0
+	for i, list := range m.GetOperators() {
+		if err := checkOperators(fmt.Sprintf("operators[%d]", i), list); err != nil {
+			return err
+		}
+		total += len(list.GetOperators())
+	}
+	if total > MaxOperators {
+		return refusef(refusedOperators, connect.CodeInvalidArgument, "operators has %d records in its lists, the limit is %d: send the signatures in several calls", total, MaxOperators)
+	}
+	for i, b := range m.GetBatches() {
+		if len(b.GetSignature()) > MaxSignatureBytes {
+			return checkText(fmt.Sprintf("batches[%d].signature", i), b.GetSignature(), MaxSignatureBytes)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,297 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"golang.org/x/sys/unix"
+
+	prov4mlv1 "github.com/prov4ml/agent/api/prov4ml/v1"
+	"github.com/prov4ml/agent/record"
+)
+
+// minLag is the lag from which on it is worth saying: below it is the ordinary way through the socket.
+const minLag = 10 * time.Millisecond
+
+var errForeignNamespace = errors.New("the kernel gives the caller's pid as 0: it runs in a pid namespace that the agent cannot see. " +
+	"Run the agent in the host's: hostPID: true in Kubernetes, --pid=host in Docker")
+
+// callHead is what the three log calls have in common.
+type callHead struct {
+	context        *string
+	step           *int64
+	seq            uint64
+	timestamp      *int64
+	monotonicNanos uint64
+	subject        prov4mlv1.Subject
+	traceparent    string
+	dropped        uint64
+}
+
+func systemMetricsHead(m *prov4mlv1.LogSystemMetricsRequest) callHead {
+	return callHead{m.Context, m.Step, m.GetSeq(), m.Timestamp, m.GetMonotonicNanos(), m.GetSubject(), m.GetTraceparent(), m.GetDroppedCalls()}
+}
+
+func flopsPerBatchHead(m *prov4mlv1.LogFlopsPerBatchRequest) callHead {
+	return callHead{m.Context, m.Step, m.GetSeq(), m.Timestamp, m.GetMonotonicNanos(), m.GetSubject(), m.GetTraceparent(), m.GetDroppedCalls()}
+}
+
+func flopsPerEpochHead(m *prov4mlv1.LogFlopsPerEpochRequest) callHead {
+	return callHead{m.Context, m.Step, m.GetSeq(), m.Timestamp, m.GetMonotonicNanos(), m.GetSubject(), m.GetTraceparent(), m.GetDroppedCalls()}
+}
+
+// waitFunc returns the number of the record once it is committed.
+type waitFunc = func(context.Context) (int64, error)
+
+// take measures one log call and enqueues its record; it does not wait for the commit. Its errors are *refusal, not counted
+// yet.
+func (s *Server) take(c *conn, h callHead, call Call, streamed bool) (*record.LogCall, waitFunc, error) {
+	if err := s.admitCall(c); err != nil {
+		return nil, nil, err
+	}
+	if h.context != nil {
+		if err := checkText("context", *h.context, MaxTextBytes); err != nil {
+			return nil, nil, err
+		}
+		call.Context = normalContext(h.context)
+	}
+	if err := checkText("traceparent", h.traceparent, MaxTextBytes); err != nil {
+		return nil, nil, err
+	}
+	call.Traceparent = s.traceparent(h.traceparent)
+	call.Step = h.step
+	if h.timestamp != nil && *h.timestamp != 0 {
+		call.Timestamp = h.timestamp
+	}
+	if h.dropped > 0 {
+		s.counters.add(countDropped, h.dropped)
+		call.DroppedCalls = h.dropped
+	}
+
+	// Refused or not, nobody waits for this call any more once it is through.
+	defer c.seq.measured(h.seq)
+	caller, err := subject(c, h.subject)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !streamed {
+		waited, complete := c.seq.await(h.seq, maxSeqWait)
+		if waited {
+			s.counters.add(countSeqWaits, 1)
+		}
+		if !complete {
+			s.counters.add(countSeqTimeouts, 1)
+		}
+	}
+	call.Lag = lag(h.monotonicNanos)
+	return s.measure(caller, call)
+}
+
+// admitCall says whether the connection may make a call now.
+func (s *Server) admitCall(c *conn) error {
+	if c.callerErr != nil {
+		return refusef(refusedCaller, connect.CodeFailedPrecondition, "the caller is not known: %s", c.callerErr)
+	}
+	if !c.limit.take(s.uptime(), s.cfg.CallsPerSecond) {
+		return refusef(refusedRate, connect.CodeResourceExhausted, "the connection makes more than %d calls a second: log less often", s.cfg.CallsPerSecond)
+	}
+	return nil
+}
+
+// measure asks the tracker. A panic there costs this call only.
+func (s *Server) measure(caller Caller, call Call) (rec *record.LogCall, wait waitFunc, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			rec, wait, err = nil, nil, s.panicked(p)
+		}
+	}()
+	rec, wait, err = s.tracker.Log(caller, call)
+	if err != nil {
+		return nil, nil, trackerRefusal(err)
+	}
+	return rec, wait, nil
+}
+
+// commit waits until the record is safe.
+func (s *Server) commit(ctx context.Context, wait waitFunc) (int64, error) {
+	number, err := wait(ctx)
+	switch {
+	case err == nil:
+		return number, nil
+	case ctx.Err() != nil:
+		return 0, refusef(countAbandoned, connect.CodeCanceled, "the call was measured; its answer was given up before the commit: %s", context.Cause(ctx))
+	default:
+		return 0, refusef(refusedCommit, connect.CodeUnavailable, "the call was measured and could not be recorded: %s", err)
+	}
+}
+
+func (s *Server) logSystemMetrics(ctx context.Context, c *conn, m *prov4mlv1.LogSystemMetricsRequest) (*prov4mlv1.LogResponse, error) {
+	rec, wait, err := s.take(c, systemMetricsHead(m), Call{Function: record.Function_LOG_SYSTEM_METRICS}, false)
+	if err != nil {
+		return nil, err
+	}
+	number, err := s.commit(ctx, wait)
+	if err != nil {
+		return nil, err
+	}
+	s.counters.add(countSystemMetrics, 1)
+	answer := &prov4mlv1.LogResponse{Record: number}
+	if s.cfg.SpanIDs != nil {
+		answer.TraceId, answer.SpanId = s.cfg.SpanIDs(rec)
+	}
+	return answer, nil
+}
+
+func (s *Server) logFlopsPerBatch(_ context.Context, c *conn, m *prov4mlv1.LogFlopsPerBatchRequest) (*prov4mlv1.LogResponse, error) {
+	return nil, s.flops(c, flopsPerBatchHead(m), "LogFlopsPerBatch", checkBatch(m))
+}
+
+func (s *Server) logFlopsPerEpoch(_ context.Context, c *conn, m *prov4mlv1.LogFlopsPerEpochRequest) (*prov4mlv1.LogResponse, error) {
+	return nil, s.flops(c, flopsPerEpochHead(m), "LogFlopsPerEpoch", checkEpoch(m))
+}
+
+// flops checks a FLOPs call as far as the socket's limits go, and says that it counts for nothing.
+func (s *Server) flops(c *conn, h callHead, method string, invalid error) error {
+	if err := s.admitCall(c); err != nil {
+		return err
+	}
+	c.seq.measured(h.seq)
+	if h.context != nil {
+		if err := checkText("context", *h.context, MaxTextBytes); err != nil {
+			return err
+		}
+	}
+	if invalid != nil {
+		return invalid
+	}
+	return refusef(refusedUnimplemented, connect.CodeUnimplemented, "this agent does not count FLOPs yet: %s recorded nothing. LogSystemMetrics works", method)
+}
+
+func (s *Server) describe(ctx context.Context, c *conn, m *prov4mlv1.DescribeRunRequest) (_ *prov4mlv1.DescribeRunResponse, err error) {
+	if err := s.admitCall(c); err != nil {
+		return nil, err
+	}
+	if err := checkDescription(m); err != nil {
+		return nil, err
+	}
+	caller, err := subject(c, m.GetSubject())
+	if err != nil {
+		return nil, err
+	}
+	metrics := make([]*record.LoggedMetric, len(m.GetMetrics()))
+	for i, lm := range m.GetMetrics() {
+		metrics[i] = &record.LoggedMetric{
+			Key:           lm.GetKey(),
+			Value:         lm.GetValue(),
+			Context:       normalContext(lm.Context),
+			Step:          lm.Step,
+			TimeUnixNanos: unixNanos(lm.GetTimestamp()),
+		}
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			err = s.panicked(p)
+		}
+	}()
+	info, err := s.tracker.Describe(ctx, caller, Description{
+		Name:          m.GetName(),
+		Environment:   m.GetEnvironment(),
+		Script:        m.GetScript(),
+		Attributes:    m.GetAttributes(),
+		Metrics:       metrics,
+		End:           m.GetEnd(),
+		Traceparent:   s.traceparent(m.GetTraceparent()),
+		ClientVersion: m.GetClientVersion(),
+	})
+	if err != nil {
+		return nil, trackerRefusal(err)
+	}
+	s.counters.add(countDescribed, 1)
+	return &prov4mlv1.DescribeRunResponse{RunId: info.RunID, AgentVersion: s.cfg.Version}, nil
+}
+
+// subject returns whom the call is about.
+func subject(c *conn, subject prov4mlv1.Subject) (Caller, error) {
+	switch subject {
+	case prov4mlv1.Subject_SUBJECT_UNSPECIFIED, prov4mlv1.Subject_CALLER:
+		return c.caller, nil
+	case prov4mlv1.Subject_PARENT:
+		parent, err := c.caller.Parent()
+		if err != nil {
+			return Caller{}, refusef(refusedParent, connect.CodeFailedPrecondition, "subject is PARENT, and the caller's parent cannot be taken: %s", err)
+		}
+		return parent, nil
+	default:
+		return Caller{}, refusef(refusedValue, connect.CodeInvalidArgument, "subject is %d: it must be CALLER or PARENT", subject)
+	}
+}
+
+func trackerRefusal(err error) error {
+	return refusef(refusedMeasure, connect.CodeInternal, "the call could not be measured: %s", err)
+}
+
+// panicked counts a panic and makes an answer of it.
+func (s *Server) panicked(p any) error {
+	s.cfg.Logger.Error("a call panicked", "panic", p, "stack", string(debug.Stack()))
+	return refusef(countPanics, connect.CodeInternal, "the agent failed on this call (%s): please report it", fmt.Sprint(p))
+}
+
+// normalContext gives the four phases their one spelling; any other string stays as it is.
+func normalContext(context *string) *string {
+	if context == nil {
+		return nil
+	}
+	for _, phase := range [...]string{"training", "validation", "evaluation", "testing"} {
+		if strings.EqualFold(*context, phase) {
+			return &phase
+		}
+	}
+	return context
+}
+
+// lag is how long ago the script made the call, by the clock that both read. A caller in a time namespace of its own may
+// read another one; what is not plausible is not said.
+func lag(monotonicNanos uint64) time.Duration {
+	if monotonicNanos == 0 {
+		return 0
+	}
+	var now unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_MONOTONIC, &now) != nil {
+		return 0
+	}
+	nanos := uint64(now.Nano())
+	if nanos <= monotonicNanos || nanos-monotonicNanos <= uint64(minLag) {
+		return 0
+	}
+	return time.Duration(nanos - monotonicNanos)
+}
+
+func unixNanos(millis int64) int64 {
+	if millis == 0 {
+		return time.Now().UnixNano()
+	}
+	return time.UnixMilli(millis).UnixNano()
+}
+
+// traceparent returns the W3C header if it is one, else nothing: the specification says to ignore what is not, and a broken
+// launcher variable is no reason to lose the call.
+func (s *Server) traceparent(header string) string {
+	if header == "" {
+		return ""
+	}
+	// version - trace id - span id - flags; a later version may have more behind it.
+	if len(header) < 55 || (len(header) > 55 && header[55] != '-') || header[2] != '-' || header[35] != '-' || header[52] != '-' ||
+		!isHex(header[:2]) || !isHex(header[3:35]) || !isHex(header[36:52]) || !isHex(header[53:55]) || header[:2] == "ff" ||
+		strings.Trim(header[3:35], "0") == "" || strings.Trim(header[36:52], "0") == "" {
+		s.counters.add(countBadParents, 1)
+		return ""
+	}
+	return header
+}
+
+func isHex(s string) bool { return strings.Trim(s, "0123456789abcdef") == "" }
