@@ -1,0 +1,116 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// checkpointBytes is about what the log grows between two checkpoints.
+	checkpointBytes = 8 << 20
+	// heldPages is the length of the log (in pages of 4 KiB: 64 MiB) beyond which a checkpoint may hold the writer.
+	heldPages = 16384
+	// logKeptBytes is the size to which SQLite cuts the log when it starts it anew.
+	logKeptBytes = 16 << 20
+)
+
+// written is called by the writer after each commit of some bytes of records.
+func (s *Store) written(bytes int) {
+	select {
+	case s.unsynced <- struct{}{}:
+	default:
+	}
+	// A commit writes whole pages: about three besides those that hold the records.
+	if s.sinceCheckpoint += bytes + 3*4096; s.sinceCheckpoint < checkpointBytes {
+		return
+	}
+	s.sinceCheckpoint = 0
+	select {
+	case s.unsaved <- struct{}{}:
+	default:
+	}
+}
+
+// syncLog makes commits survive a power cut. It syncs the log through a descriptor of its own, beside the writer: a commit
+// under synchronous=FULL would make every call that comes meanwhile wait for the disk, seconds if the training is writing a
+// checkpoint. An idle store is not touched.
+func (s *Store) syncLog(ctx context.Context) {
+	for {
+		select {
+		case <-s.unsynced:
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case <-time.After(s.config.SyncEvery):
+		case <-ctx.Done():
+			return // closing the file syncs it
+		}
+		if err := s.read((*database).syncLog); err != nil {
+			s.countFailedSync(err)
+		}
+	}
+}
+
+func (d *database) syncLog() error {
+	if d.log == nil {
+		var err error
+		if d.log, err = os.OpenFile(d.path+"-wal", os.O_RDWR, 0); err != nil {
+			return fmt.Errorf("open the log: %w", err)
+		}
+	}
+	if err := unix.Fdatasync(int(d.log.Fd())); err != nil {
+		return fmt.Errorf("sync the log: %w", err)
+	}
+	return nil
+}
+
+// checkpoint copies the log into the file when enough has been written, so that SQLite can start the log anew.
+func (s *Store) checkpoint(ctx context.Context) {
+	for {
+		select {
+		case <-s.unsaved:
+		case <-ctx.Done():
+			return
+		}
+		if err := s.read(s.copyLog); err != nil {
+			s.countFailedSync(err)
+		}
+	}
+}
+
+// copyLog copies the log into the file. The log starts anew with the first commit that finds all of it copied and no reader
+// in it. A commit that comes during a pass spoils that, so up to three passes follow each other, each with less to copy and
+// none holding up the writer. Only when the writer leaves no gap at all and the log has grown long, a last short pass holds it.
+func (s *Store) copyLog(db *database) error {
+	const passes = 3
+	var pages int64
+	for range passes {
+		var done bool
+		var err error
+		if done, pages, err = db.copyLog(); done || err != nil {
+			return err
+		}
+	}
+	if pages < heldPages {
+		return nil
+	}
+	s.gate.Lock()
+	defer s.gate.Unlock()
+	_, _, err := db.copyLog()
+	return err
+}
+
+// copyLog makes one pass; done says that all pages of the log are in the file.
+func (d *database) copyLog() (done bool, pages int64, err error) {
+	var busy, copied int64
+	// PASSIVE waits for nobody.
+	if err := d.checkpointer.QueryRow(`PRAGMA wal_checkpoint(PASSIVE)`).Scan(&busy, &pages, &copied); err != nil {
+		return false, 0, fmt.Errorf("checkpoint: %w", err)
+	}
+	return busy == 0 && copied == pages, pages, nil
+}

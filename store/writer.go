@@ -1,0 +1,199 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/prov4ml/agent/record"
+)
+
+// housekeepingEvery is how often an idle writer looks for records that have grown too old.
+const housekeepingEvery = time.Minute
+
+// write is the writer: the only goroutine that changes the file. It ends when the queue is closed and empty.
+func (s *Store) write() {
+	var b batch
+	clock := time.NewTicker(housekeepingEvery)
+	defer clock.Stop()
+	for {
+		select {
+		case <-s.queue.ready:
+		case <-clock.C:
+		}
+		if open := s.queue.take(&b); !open {
+			return
+		}
+		for _, x := range b.suspicions {
+			x.err = s.replace(x.db, x.why)
+			close(x.done)
+		}
+		wrote := s.commitBatch(&b)
+		s.enforceLimits(wrote)
+		s.forget(len(b.entries))
+	}
+}
+
+// commitBatch commits b and tells everyone who waits for it. It returns about how many bytes it has added to the file.
+func (s *Store) commitBatch(b *batch) (bytes int) {
+	if len(b.entries) == 0 && len(b.moves) == 0 {
+		return 0
+	}
+	first, err := s.put(b)
+	if damaged(err) && s.replace(s.db, err) == nil {
+		first, err = s.put(b)
+	}
+	if err != nil {
+		s.fail(b, err)
+		return 0
+	}
+	s.mu.Lock()
+	s.last += int64(len(b.entries))
+	for _, m := range b.moves {
+		s.cursors[m.key] = m.to
+	}
+	s.stats.Commits++
+	s.wake()
+	s.mu.Unlock()
+	for i, e := range b.entries {
+		e.seq = first + int64(i)
+		bytes += len(e.blob) + len(e.state)
+		e.blob, e.state = nil, nil
+		close(e.done)
+	}
+	for _, m := range b.moves {
+		close(m.done)
+	}
+	s.written(bytes)
+	return bytes
+}
+
+// put writes a batch and returns the number of its first record. Only this goroutine replaces s.db, so it needs no lock.
+func (s *Store) put(b *batch) (first int64, err error) {
+	if s.broken {
+		if err := s.reopen(); err != nil {
+			return 0, err
+		}
+	}
+	first = s.last + 1
+	return first, s.transact(s.db, func() error { return s.db.put(b, first) })
+}
+
+// fail tells everyone in b that nothing was recorded.
+func (s *Store) fail(b *batch, err error) {
+	if full(err) {
+		err = fmt.Errorf("%w: %w", ErrNoSpace, err)
+	}
+	s.mu.Lock()
+	s.stats.Failed += uint64(len(b.entries))
+	s.stats.LastError = err.Error()
+	s.mu.Unlock()
+	s.trouble(err)
+	for _, e := range b.entries {
+		e.err = err
+		close(e.done)
+	}
+	for _, m := range b.moves {
+		m.err = err
+		close(m.done)
+	}
+}
+
+// trouble logs an error of the file once, until a minute has passed without one.
+func (s *Store) trouble(err error) {
+	now := time.Now()
+	if now.Sub(s.troubled) > time.Minute {
+		s.config.Log.Error("cannot record", "file", s.config.Path, "error", err)
+	}
+	s.troubled = now
+}
+
+// transact runs f inside a transaction. The checkpointer can hold it off by the gate.
+func (s *Store) transact(db *database, f func() error) error {
+	s.gate.Lock()
+	defer s.gate.Unlock()
+	ctx := context.Background()
+	if _, err := db.begin.ExecContext(ctx); err != nil {
+		return fmt.Errorf("begin a transaction: %w", err)
+	}
+	err := f()
+	if err == nil {
+		if _, err = db.commit.ExecContext(ctx); err == nil {
+			return nil
+		}
+		err = fmt.Errorf("commit: %w", err)
+	}
+	// SQLite may have rolled back already (a full disk does that); then this fails and means nothing.
+	_, _ = db.rollback.ExecContext(ctx)
+	return err
+}
+
+// put writes a batch; its first record gets the number first.
+func (d *database) put(b *batch, first int64) error {
+	ctx := context.Background()
+	for i, e := range b.entries {
+		r := e.record
+		var c, step any
+		if r.Context != nil {
+			c = *r.Context
+		}
+		if r.Step != nil {
+			step = *r.Step
+		}
+		if _, err := d.insert.ExecContext(ctx, first+int64(i), r.GetProcess().GetRunId(), functionName(r.Function), c, step,
+			r.StartUnixNanos, r.EndUnixNanos, e.blob); err != nil {
+			return fmt.Errorf("write a record: %w", err)
+		}
+	}
+	// Of each process the batch's last state counts, so walk back and keep the first that comes.
+	clear(d.kept)
+	for i := len(b.entries) - 1; i >= 0; i-- {
+		e := b.entries[i]
+		if e.state == nil {
+			continue
+		}
+		if _, ok := d.kept[e.process]; ok {
+			continue
+		}
+		d.kept[e.process] = struct{}{}
+		if _, err := d.keep.ExecContext(ctx, e.process, first+int64(i), e.state); err != nil {
+			return fmt.Errorf("write a process's state: %w", err)
+		}
+	}
+	for _, m := range b.moves {
+		if _, err := d.move.ExecContext(ctx, m.key.destination, m.key.signal, m.to.seq, m.to.state); err != nil {
+			return fmt.Errorf("move a cursor: %w", err)
+		}
+	}
+	return nil
+}
+
+// functionName is the function as the span is named: log_system_metrics.
+func functionName(f record.Function) string {
+	switch f {
+	case record.Function_LOG_SYSTEM_METRICS:
+		return "log_system_metrics"
+	case record.Function_LOG_FLOPS_PER_BATCH:
+		return "log_flops_per_batch"
+	case record.Function_LOG_FLOPS_PER_EPOCH:
+		return "log_flops_per_epoch"
+	}
+	return strings.ToLower(f.String())
+}
+
+// wake tells blocked readers that something has changed. s.mu is held.
+func (s *Store) wake() {
+	if s.news != nil {
+		close(s.news)
+		s.news = nil
+	}
+}
+
+// changed returns a channel that is closed at the next change. s.mu is held.
+func (s *Store) changed() <-chan struct{} {
+	if s.news == nil {
+		s.news = make(chan struct{})
+	}
+	return s.news
+}
