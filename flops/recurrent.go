@@ -44,7 +44,7 @@ func recurrentLayer(o *Operator) cost {
 	if !ok {
 		return unknownBecause("weights do not fit num_layers and bidirectional")
 	}
-	rows, reason := recurrentSteps(o, x)
+	rows, reason := recurrentSteps(o, x, hidden[0])
 	if reason != "" {
 		return unknownBecause(reason)
 	}
@@ -72,7 +72,7 @@ func recurrentSingle(o *Operator) cost {
 	if !ok {
 		return unknownBecause("weights do not fit")
 	}
-	rows, reason := recurrentSteps(o, x)
+	rows, reason := recurrentSteps(o, x, h)
 	if reason != "" {
 		return unknownBecause(reason)
 	}
@@ -143,28 +143,34 @@ func cellsOf(params []*Tensor, n int) ([]cell, bool) {
 	return cells, true
 }
 
-// recurrentSteps reads the rows from a dense input [T,B,In] (or [B,T,In]) or from a packed one [rows,In], whose batch sizes
-// per step are the lengths.
-func recurrentSteps(o *Operator, x *Tensor) (steps, string) {
-	switch {
-	case len(o.Lengths) > 0:
-		all := sum(o.Lengths)
-		if len(x.Dims) < 2 || !all.Equal(product(x.Dims[:len(x.Dims)-1]...)) {
+// recurrentSteps reads the rows from a dense input of three dimensions or from a packed one [rows,In], whose batch sizes per step are
+// the lengths. The batch is the initial state's [..., batch, H]: batch_first does not tell, since CPU kernels get their input
+// transposed and the flag unchanged.
+func recurrentSteps(o *Operator, x, state *Tensor) (steps, string) {
+	if len(x.Dims) < 2 {
+		return steps{}, "input has fewer than two dimensions"
+	}
+	all := product(x.Dims[:len(x.Dims)-1]...)
+	if n := len(o.Lengths); n > 0 {
+		if !sum(o.Lengths).Equal(all) {
 			return steps{}, "lengths do not add up to the input's rows"
 		}
-		return steps{all: all, forward: o.Lengths[0], reverse: o.Lengths[len(o.Lengths)-1]}, ""
-	case len(x.Dims) == 3:
-		batch := x.Dims[1]
-		if o.Scalars["batch_first"] != 0 {
-			batch = x.Dims[0]
-		}
-		rows := product(x.Dims[0], x.Dims[1])
-		if rows.IsZero() {
-			batch = 0
-		}
-		return steps{all: rows, forward: batch, reverse: batch}, ""
+		return steps{all: all, forward: o.Lengths[0], reverse: o.Lengths[n-1]}, ""
 	}
-	return steps{}, "input is packed and its batch sizes are missing"
+	if len(x.Dims) != 3 {
+		return steps{}, "input is packed and its batch sizes are missing"
+	}
+	if len(state.Dims) < 2 {
+		return steps{}, "initial state has fewer than two dimensions"
+	}
+	batch := state.Dims[len(state.Dims)-2]
+	if batch != x.Dims[0] && batch != x.Dims[1] {
+		return steps{}, "initial state does not fit the input"
+	}
+	if all.IsZero() {
+		batch = 0
+	}
+	return steps{all: all, forward: batch, reverse: batch}, ""
 }
 
 // recurrentCost adds up layers and directions. state says whether the initial hidden state needs a gradient, initial whether any
