@@ -13,15 +13,16 @@
 //     computed. An argument that is None is left out. The agent reads these and ignores others, so that a client may
 //     leave the others out to keep records equal:
 //       convolutions            transposed, output_mask
-//       attention               is_causal, custom_mask_type, window_size, window_size_left, window_size_right
-//       recurrent               bidirectional, num_layers, has_biases, batch_first, reverse
+//       attention               is_causal, causal, custom_mask_type, window_size, window_size_left, window_size_right
+//       recurrent               bidirectional, num_layers, reverse
 //       _native_multi_head_attention, _transformer_encoder_layer_fwd: none, everything is in the operands
 //       _trilinear              expand1.i, expand2.i, expand3.i
 //       einsum, tensordot       path.i; dims_self.i, dims_other.i
 //       norms                   training, train, use_input_stats
-//       pooling, unfold         kernel_size.i
-//       FFT, reductions         dim.i (or dim), onesided
-//   - Strings: equation (einsum), padding (_convolution_mode; not read), mode, approximate.
+//       pooling                 kernel_size.i
+//       FFT                     dim.i
+//       torchvision.roi_align   sampling_ratio
+//   - Strings: equation (einsum). Others are ignored.
 //   - lengths: packed recurrent operators: the values of batch_sizes (rows per time step). Variable-length attention:
 //     the length of each query sequence (differences of cu_seqlens_q), and key_lengths where those of the keys
 //     differ. Grouped matrix products: the rows of each group (differences of offs), where known; without them
@@ -189,7 +190,7 @@ type Operator struct {
 	Outputs []*Tensor `protobuf:"bytes,4,rep,name=outputs,proto3" json:"outputs,omitempty"`
 	// What shapes do not say; see the top of this file. At most 64, names of at most 64 bytes.
 	Scalars map[string]int64 `protobuf:"bytes,5,rep,name=scalars,proto3" json:"scalars,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
-	// einsum's equation, a norm's or an activation's mode. At most 16, of at most 256 bytes.
+	// einsum's equation. At most 16, of at most 256 bytes.
 	Strings map[string]string `protobuf:"bytes,6,rep,name=strings,proto3" json:"strings,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Path of the innermost module: "layer1.0.conv1"; empty = the root. At most 1 KiB.
 	Module string `protobuf:"bytes,7,opt,name=module,proto3" json:"module,omitempty"`
