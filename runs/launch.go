@@ -1,0 +1,252 @@
+package runs
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/prov4ml/agent/probes/process"
+	"github.com/prov4ml/agent/record"
+)
+
+// launch is what a process, or its environment, says about how it was started. It may change until the process's first record.
+type launch struct {
+	// environment holds the variables of launcherVariables only.
+	environment  map[string]string
+	name, script string
+	traceparent  string
+}
+
+// rankVariables give the rank in the whole job, the innermost launcher first: torchrun inside srun sets RANK, and SLURM_PROCID is
+// then the number of the torchrun.
+var rankVariables = [...]string{
+	"RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "PALS_RANKID", "FLUX_TASK_RANK",
+}
+
+// attemptVariables count restarts; where both launchers count, the attempt is the sum.
+var attemptVariables = [...]string{"TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"}
+
+// clusterVariables name a job of a cluster's controller, each after a prefix that keeps the ids of two kinds apart.
+var clusterVariables = [...]struct{ name, prefix string }{
+	{"KUBEFLOW_RUN_ID", "kubeflow-"},
+	{"KFP_RUN_ID", "kubeflow-"},
+	{"JOBSET_UID", "jobset-"},
+	{"JOBSET_NAME", "jobset-"},
+	{"RAY_JOB_ID", "ray-"},
+}
+
+// otherVariables are those that the rules below read by name.
+var otherVariables = [...]string{
+	"PROV4ML_RUN_ID", "PROV4ML_RUN_NAME", "SLURM_JOB_ID", "SLURM_JOBID", "SLURM_STEP_ID", "SLURM_STEPID", "JOBSET_NAMESPACE",
+	"TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TRACEPARENT",
+}
+
+// maxVariable is how long a launcher's variable may be, in bytes; a longer one is not taken.
+const maxVariable = 1024
+
+// launcherVariable says whether a rule below reads the variable.
+func launcherVariable(name string) bool {
+	for _, known := range rankVariables {
+		if name == known {
+			return true
+		}
+	}
+	for _, known := range attemptVariables {
+		if name == known {
+			return true
+		}
+	}
+	for _, known := range clusterVariables {
+		if name == known.name {
+			return true
+		}
+	}
+	for _, known := range otherVariables {
+		if name == known {
+			return true
+		}
+	}
+	return false
+}
+
+// take keeps what the rules read of an environment.
+func (l *launch) take(environment map[string]string) {
+	for name, value := range environment {
+		if !launcherVariable(name) || len(value) > maxVariable {
+			continue
+		}
+		if l.environment == nil {
+			l.environment = map[string]string{}
+		}
+		l.environment[name] = value
+	}
+}
+
+// runID applies the rules in their order. launcherStart gives when the launcher started, for the rule that needs it; derived is the
+// id of a process that nothing names.
+func (l *launch) runID(launcherStart func() (uint64, bool), derived func() string) string {
+	env := l.environment
+	if id := env["PROV4ML_RUN_ID"]; id != "" {
+		return id
+	}
+	if env["SLURM_PROCID"] != "" {
+		job, step := first(env["SLURM_JOB_ID"], env["SLURM_JOBID"]), first(env["SLURM_STEP_ID"], env["SLURM_STEPID"])
+		switch {
+		case job != "" && step != "":
+			return "slurm-" + job + "." + step
+		case job != "":
+			return "slurm-" + job
+		}
+	}
+	for _, variable := range clusterVariables {
+		if id := env[variable.name]; id != "" {
+			if namespace := env["JOBSET_NAMESPACE"]; variable.name == "JOBSET_NAME" && namespace != "" {
+				id = namespace + "/" + id
+			}
+			return variable.prefix + id
+		}
+	}
+	// torchrun's default is the string "none".
+	if id := env["TORCHELASTIC_RUN_ID"]; id != "" && id != "none" {
+		return id
+	}
+	if address, port := env["MASTER_ADDR"], env["MASTER_PORT"]; address != "" && port != "" {
+		if start, known := launcherStart(); known {
+			return address + ":" + port + "-" + strconv.FormatUint(start, 10)
+		}
+	}
+	return derived()
+}
+
+func first(values ...string) string {
+	for _, value := range values {
+		if value != "" {
+			return value
+		}
+	}
+	return ""
+}
+
+// rank returns the rank that a launcher gave; -1 = none did.
+func (l *launch) rank() int32 {
+	for _, name := range rankVariables {
+		if rank, err := strconv.ParseInt(l.environment[name], 10, 32); err == nil && rank >= 0 {
+			return int32(rank)
+		}
+	}
+	return -1
+}
+
+// attempt counts the restarts so far.
+func (l *launch) attempt() int32 {
+	var attempt int64
+	for _, name := range attemptVariables {
+		if count, err := strconv.ParseInt(l.environment[name], 10, 31); err == nil && count > 0 {
+			attempt += count
+		}
+	}
+	return int32(min(attempt, 1<<31-1))
+}
+
+// serviceName names the training: as the user called it, else as its script is called.
+func (l *launch) serviceName(comm string) string {
+	return first(l.environment["PROV4ML_RUN_NAME"], l.name, l.script, comm, "unknown_service")
+}
+
+// describe takes a description and answers with what holds. The caller holds s.mu.
+func (t *Tracker) describe(s *subject, d *Description) (Info, error) {
+	more := 0
+	for key := range d.Attributes {
+		if _, there := s.attributes[key]; !there {
+			more++
+		}
+	}
+	if len(s.attributes)+more > maxAttributes {
+		t.counters.refusedAttributes.Add(uint64(more))
+		return Info{}, fmt.Errorf("%w: attributes: a run has at most %d, this one has %d and %d new ones came; log fewer parameters",
+			ErrLimit, maxAttributes, len(s.attributes), more)
+	}
+	if s.attributes == nil && more > 0 {
+		s.attributes = make(map[string]string, more)
+	}
+	maps.Copy(s.attributes, d.Attributes)
+
+	s.launch.take(d.Environment)
+	s.launch.name = first(d.Name, s.launch.name)
+	s.launch.script = first(d.Script, s.launch.script)
+	s.launch.traceparent = first(d.Traceparent, s.launch.traceparent)
+
+	room := min(len(d.Metrics), maxMetrics-len(s.metrics))
+	s.metrics = append(s.metrics, d.Metrics[:room]...)
+	s.metricsDropped += uint64(len(d.Metrics) - room)
+	t.counters.droppedMetrics.Add(uint64(len(d.Metrics) - room))
+	s.unfinished = s.unfinished || len(d.Metrics) > 0
+
+	who := s.identity
+	if who == nil {
+		who = t.identityOf(s)
+	}
+	return Info{RunID: who.GetRunId(), ServiceName: who.GetServiceName(), Rank: who.GetRank(), Attempt: who.GetAttempt()}, nil
+}
+
+// identify fixes who the process is, at its first record. The caller holds s.mu.
+func (t *Tracker) identify(s *subject) {
+	if s.identity == nil {
+		s.identity = t.identityOf(s)
+	}
+}
+
+// identityOf applies the rules to what is known now.
+func (t *Tracker) identityOf(s *subject) *record.Process {
+	pid := strconv.Itoa(s.key.PID)
+	l := s.launch
+	if l.environment == nil {
+		// It has not said hello (curl for a shell): the environment it was started with says the same, where it may be read.
+		l.take(startEnvironment(filepath.Join(t.config.ProcRoot, pid, "environ")))
+	}
+	if s.launch.traceparent == "" {
+		s.launch.traceparent = l.environment["TRACEPARENT"]
+	}
+	var comm string
+	stat, err := pinned(t.config.ProcRoot, s.key)
+	if err == nil {
+		comm = stat.Comm
+	}
+	id := l.runID(func() (uint64, bool) {
+		if err != nil || stat.PPID <= 0 {
+			return 0, false
+		}
+		launcher, err := process.ReadStat(t.config.ProcRoot, stat.PPID)
+		return launcher.StartTicks, err == nil
+	}, func() string {
+		sum := sha256.Sum256([]byte(s.store))
+		return hex.EncodeToString(sum[:8])
+	})
+	container, pod := containerOf(t.config.ProcRoot, s.key.PID)
+	return &record.Process{
+		BootId: t.bootID, Pid: int32(s.key.PID), StartTicks: s.key.StartTicks,
+		StartUnixNanos: startUnixNanos(t.config.Now(), s.key.StartTicks),
+		RunId:          id, Rank: l.rank(), Attempt: l.attempt(), ServiceName: l.serviceName(comm),
+		HostName: t.config.HostName, ContainerId: container, PodUid: pod, Resource: t.config.Resource,
+	}
+}
+
+// startEnvironment reads /proc/PID/environ: the environment at exec, without what the process changed since.
+func startEnvironment(name string) map[string]string {
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return nil // another user's process: then nothing names the run
+	}
+	environment := map[string]string{}
+	for variable := range strings.SplitSeq(string(text), "\x00") {
+		if name, value, ok := strings.Cut(variable, "="); ok {
+			environment[name] = value
+		}
+	}
+	return environment
+}
