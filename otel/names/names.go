@@ -43,7 +43,9 @@ const (
 	LagSeconds       = Prefix + "lag_seconds"
 	SegmentNumber    = Prefix + "segment.number"
 	SegmentSpans     = Prefix + "segment.spans"
-	Link             = Prefix + "link"
+	EnclosingPIDs    = Prefix + "enclosing_pids"
+	// Link says on a link what it leads to: run or caller.
+	Link = Prefix + "link"
 )
 
 // Attributes of metric points only.
@@ -82,13 +84,15 @@ const (
 	Double
 	Bool
 	String
+	// IntArray is an array on the span.
+	IntArray
 	// StringArray is an array on the span; a reading of this type holds one element a line.
 	StringArray
 )
 
 // String gives the type as documents write it.
 func (t Type) String() string {
-	return [...]string{"?", "int", "double", "bool", "string", "string[]"}[t]
+	return [...]string{"?", "int", "double", "bool", "string", "int[]", "string[]"}[t]
 }
 
 // Kind says what a metric is on the wire.

@@ -27,6 +27,7 @@ func Rows() []Row {
 		call("window.incomplete", Bool, "", "Something was lost in the window (a full map, a dropped event), so values are lower bounds."),
 		call("timestamp", Int, "ms", "Time since the Unix epoch by which the script labelled the sample; absent when it gave none. Metric points take it where that keeps their order."),
 		call("lag_seconds", Double, "s", "How long the call was under way when it was measured; absent when not known or within 10 ms."),
+		call("enclosing_pids", IntArray, "", "Roots of the trees around this one, innermost first; absent when there are none. If one of them logs as well, this span's tree values are in its values too: add up only the outermost."),
 		call("segment.number", Int, "", "On `segment` and `segment_end`: 0, 1, 2 ... of that context."),
 		call("segment.spans", Int, "", "On `segment_end`: log spans in the segment."),
 
