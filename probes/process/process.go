@@ -27,19 +27,19 @@ type Group struct {
 type Counters struct {
 	// Data that reached or came from a block device, metadata apart. Group Disk.
 	DiskReadBytes, DiskWriteBytes uint64
-	// Bios as submitted. Group Disk.
+	// Bios as submitted. Group Blocks.
 	DiskReadOps, DiskWriteOps uint64
-	// Bytes of REQ_META bios of submitters in the tree. Group Disk.
+	// Bytes of REQ_META bios of submitters in the tree. Group Blocks.
 	DiskMetadataWriteBytes uint64
 	// Bytes of page cache that the tree made dirty: whole pages. Group Dirty.
 	DirtiedBytes uint64
 	// Bytes of dirty page cache of this tree that were written by the device, its share of DiskWriteBytes. Group Dirty.
 	DirtiedWrittenBytes uint64
-	// Bytes of non-metadata read bios into file-mapped pages that were not up to date. Group Disk.
+	// Bytes of non-metadata read bios into file-mapped pages that were not up to date. Group Blocks.
 	CacheMissBytes uint64
 	// Log2 histograms in ns of request issue to completion: bucket i holds [2^i, 2^(i+1)). Group Latency.
 	ReadLatency, WriteLatency [64]uint64
-	// rchar and wchar: what system calls asked for and got. Group Task.
+	// rchar and wchar: what system calls asked for and got. Group Calls.
 	IOReadBytes, IOWriteBytes uint64
 	// Group Task.
 	MinorFaults, MajorFaults uint64
@@ -57,7 +57,7 @@ type Gauges struct {
 }
 
 // NodeCounters are bytes written on all devices that no tree paid for, and what other trees and the rest of the node wrote.
-// They only grow. Group Disk.
+// They only grow. Group Blocks.
 type NodeCounters struct {
 	// Data written by processes in no tree.
 	OtherWriteBytes uint64
@@ -97,6 +97,10 @@ type Snapshot struct {
 	Peak  PeakReading
 
 	Disk, Dirty, Latency, Task, Memory, Reclaim Group
+	// Blocks is what only the block layer itself can tell. The zero Group: as Disk.
+	Blocks Group
+	// Calls is what only /proc/PID/io or the task's own counters tell. The zero Group: as Task.
+	Calls Group
 
 	// Incomplete says that something was lost since attaching (a full map, a dropped event), and what. It is sticky per kind of
 	// loss: LossCount grows by every loss, so a window lost something when LossCount differs at its two ends.
