@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+
+	"github.com/prov4ml/agent/runs"
 )
 
 // writeTimeout bounds one write to a caller that does not read.
@@ -23,7 +25,7 @@ type conn struct {
 	server *Server
 	// caller is read from the kernel at accept, and callerErr says why it could not be. The credentials are those of connect(2):
 	// they stay when the descriptor is inherited or passed on.
-	caller    Caller
+	caller    runs.Caller
 	callerErr error
 	// seq orders the calls of the caller's process; nil without a caller.
 	seq *sequence
@@ -243,7 +245,7 @@ func (s *Server) newConn(uc *net.UnixConn) *conn {
 	s.counters.add(countConnections, 1)
 	c.caller, c.callerErr = s.cfg.Identify(uc)
 	if c.callerErr == nil && c.caller.PID == 0 {
-		c.callerErr = errForeignNamespace
+		c.callerErr = runs.ErrNamespace
 	}
 	if c.callerErr == nil {
 		s.sequences.attach(c)

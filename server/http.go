@@ -5,7 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
+	"mime"
 	"net/http"
 	"strings"
 	"time"
@@ -124,7 +124,10 @@ func (s *Server) readJSON(w http.ResponseWriter, r *http.Request, m proto.Messag
 	if err := rc.SetReadDeadline(time.Time{}); err != nil {
 		return err
 	}
-	return decodeJSON(buf.Bytes(), m)
+	if r := decodeJSON(buf.Bytes(), m); r != nil {
+		return r
+	}
+	return nil
 }
 
 func bodyError(err error) error {
@@ -137,32 +140,58 @@ func bodyError(err error) error {
 
 // serveConnect serves every other request.
 func (s *Server) serveConnect(w http.ResponseWriter, r *http.Request, c *conn, contentType string) {
+	if _, pattern := s.mux.Handler(r); pattern == "" {
+		s.refuseHTTP(w, http.StatusNotFound, connect.CodeUnimplemented, "there is nothing at "+clip(r.URL.Path)+": the service is /"+prov4mlv1connect.AgentServiceName+"/")
+		return
+	}
+	stream := r.URL.Path == prov4mlv1connect.AgentServiceLogStreamProcedure
+	enveloped, ok := encoding(contentType)
 	switch {
-	case strings.HasPrefix(contentType, "application/grpc"), strings.HasPrefix(contentType, "application/connect+"):
+	case !ok:
+		s.refuseHTTP(w, http.StatusUnsupportedMediaType, connect.CodeInvalidArgument, "Content-Type is "+clip(contentType)+
+			": for JSON it must be application/json")
+		return
+	case stream && !enveloped:
+		s.refuseHTTP(w, http.StatusUnsupportedMediaType, connect.CodeInvalidArgument, "Content-Type is "+clip(contentType)+
+			": LogStream takes a stream, application/connect+json or gRPC. A single call goes to LogSystemMetrics")
+		return
+	case enveloped:
 		r.Body = &envelopes{ReadCloser: r.Body, server: s}
 	default:
 		r.Body = &plainBody{ReadCloser: r.Body, server: s, left: MaxMessageBytes}
 	}
-	_, pattern := s.mux.Handler(r)
+	rc := http.NewResponseController(w)
 	switch {
-	case pattern == "":
-		s.refuseHTTP(w, http.StatusNotFound, connect.CodeUnimplemented, "there is nothing at "+clip(r.URL.Path)+": the service is /"+prov4mlv1connect.AgentServiceName+"/")
-		return
-	case !strings.HasPrefix(contentType, "application/"):
-		s.refuseHTTP(w, http.StatusUnsupportedMediaType, connect.CodeInvalidArgument, "Content-Type is "+clip(contentType)+": for JSON it must be application/json")
-		return
-	case r.URL.Path == prov4mlv1connect.AgentServiceLogStreamProcedure:
-		rc := http.NewResponseController(w)
+	case stream:
 		r = r.WithContext(context.WithValue(r.Context(), controlKey{}, rc))
 	case strings.HasPrefix(r.URL.Path, "/"+prov4mlv1connect.AgentServiceName+"/"):
 		c.unary.Add(1)
 		defer c.unary.Add(-1)
-		if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)); err != nil {
+		if err := rc.SetReadDeadline(time.Now().Add(bodyTimeout)); err != nil {
 			writeError(w, s.answer(err))
 			return
 		}
 	}
 	s.mux.ServeHTTP(w, r)
+}
+
+// encoding says whether a body of this type is a series of envelopes, and whether the agent knows the type at all.
+func encoding(contentType string) (enveloped, known bool) {
+	kind, params, err := mime.ParseMediaType(contentType)
+	if err != nil {
+		return false, false
+	}
+	switch {
+	case kind == "application/json":
+		charset := params["charset"]
+		return false, charset == "" || strings.EqualFold(charset, "utf-8")
+	case kind == "application/proto":
+		return false, true
+	case kind == "application/connect+json", kind == "application/connect+proto", strings.HasPrefix(kind, "application/grpc"):
+		return true, true
+	default:
+		return false, false
+	}
 }
 
 // controlKey is the context key of a stream's *http.ResponseController.
@@ -241,5 +270,3 @@ func httpStatus(code connect.Code) int {
 		return http.StatusInternalServerError
 	}
 }
-
-var _ io.ReadCloser = (*plainBody)(nil)

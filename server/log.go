@@ -13,13 +13,11 @@ import (
 
 	prov4mlv1 "github.com/prov4ml/agent/api/prov4ml/v1"
 	"github.com/prov4ml/agent/record"
+	"github.com/prov4ml/agent/runs"
 )
 
 // minLag is the lag from which on it is worth saying: below it is the ordinary way through the socket.
 const minLag = 10 * time.Millisecond
-
-var errForeignNamespace = errors.New("the kernel gives the caller's pid as 0: it runs in a pid namespace that the agent cannot see. " +
-	"Run the agent in the host's: hostPID: true in Kubernetes, --pid=host in Docker")
 
 // callHead is what the three log calls have in common.
 type callHead struct {
@@ -50,7 +48,7 @@ type waitFunc = func(context.Context) (int64, error)
 
 // take measures one log call and enqueues its record; it does not wait for the commit. Its errors are *refusal, not counted
 // yet.
-func (s *Server) take(c *conn, h callHead, call Call, streamed bool) (*record.LogCall, waitFunc, error) {
+func (s *Server) take(c *conn, h callHead, call runs.Call, streamed bool) (*record.LogCall, waitFunc, error) {
 	if err := s.admitCall(c); err != nil {
 		return nil, nil, err
 	}
@@ -104,7 +102,7 @@ func (s *Server) admitCall(c *conn) error {
 }
 
 // measure asks the tracker. A panic there costs this call only.
-func (s *Server) measure(caller Caller, call Call) (rec *record.LogCall, wait waitFunc, err error) {
+func (s *Server) measure(caller runs.Caller, call runs.Call) (rec *record.LogCall, wait waitFunc, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			rec, wait, err = nil, nil, s.panicked(p)
@@ -131,7 +129,7 @@ func (s *Server) commit(ctx context.Context, wait waitFunc) (int64, error) {
 }
 
 func (s *Server) logSystemMetrics(ctx context.Context, c *conn, m *prov4mlv1.LogSystemMetricsRequest) (*prov4mlv1.LogResponse, error) {
-	rec, wait, err := s.take(c, systemMetricsHead(m), Call{Function: record.Function_LOG_SYSTEM_METRICS}, false)
+	rec, wait, err := s.take(c, systemMetricsHead(m), runs.Call{Function: record.Function_LOG_SYSTEM_METRICS}, false)
 	if err != nil {
 		return nil, err
 	}
@@ -198,41 +196,50 @@ func (s *Server) describe(ctx context.Context, c *conn, m *prov4mlv1.DescribeRun
 			err = s.panicked(p)
 		}
 	}()
-	info, err := s.tracker.Describe(ctx, caller, Description{
-		Name:          m.GetName(),
-		Environment:   m.GetEnvironment(),
-		Script:        m.GetScript(),
-		Attributes:    m.GetAttributes(),
-		Metrics:       metrics,
-		End:           m.GetEnd(),
-		Traceparent:   s.traceparent(m.GetTraceparent()),
-		ClientVersion: m.GetClientVersion(),
+	info, err := s.tracker.Describe(ctx, caller, runs.Description{
+		Name:        m.GetName(),
+		Environment: m.GetEnvironment(),
+		Script:      m.GetScript(),
+		Attributes:  m.GetAttributes(),
+		Metrics:     metrics,
+		End:         m.GetEnd(),
+		Traceparent: s.traceparent(m.GetTraceparent()),
 	})
 	if err != nil {
 		return nil, trackerRefusal(err)
 	}
 	s.counters.add(countDescribed, 1)
+	s.cfg.Logger.Debug("a process describes its run", "pid", caller.PID, "run", info.RunID, "client", m.GetClientVersion())
 	return &prov4mlv1.DescribeRunResponse{RunId: info.RunID, AgentVersion: s.cfg.Version}, nil
 }
 
 // subject returns whom the call is about.
-func subject(c *conn, subject prov4mlv1.Subject) (Caller, error) {
+func subject(c *conn, subject prov4mlv1.Subject) (runs.Caller, error) {
 	switch subject {
 	case prov4mlv1.Subject_SUBJECT_UNSPECIFIED, prov4mlv1.Subject_CALLER:
 		return c.caller, nil
 	case prov4mlv1.Subject_PARENT:
 		parent, err := c.caller.Parent()
 		if err != nil {
-			return Caller{}, refusef(refusedParent, connect.CodeFailedPrecondition, "subject is PARENT, and the caller's parent cannot be taken: %s", err)
+			return runs.Caller{}, refusef(refusedParent, connect.CodeFailedPrecondition, "subject is PARENT, and the caller's parent cannot be taken: %s", err)
 		}
 		return parent, nil
 	default:
-		return Caller{}, refusef(refusedValue, connect.CodeInvalidArgument, "subject is %d: it must be CALLER or PARENT", subject)
+		return runs.Caller{}, refusef(refusedValue, connect.CodeInvalidArgument, "subject is %d: it must be CALLER or PARENT", subject)
 	}
 }
 
 func trackerRefusal(err error) error {
-	return refusef(refusedMeasure, connect.CodeInternal, "the call could not be measured: %s", err)
+	code := connect.CodeInternal
+	switch {
+	case errors.Is(err, runs.ErrClosed):
+		code = connect.CodeUnavailable
+	case errors.Is(err, runs.ErrLimit):
+		code = connect.CodeResourceExhausted
+	case errors.Is(err, runs.ErrGone):
+		code = connect.CodeFailedPrecondition
+	}
+	return refusef(refusedMeasure, code, "the call could not be measured: %s", err)
 }
 
 // panicked counts a panic and makes an answer of it.

@@ -13,6 +13,9 @@ import (
 	"github.com/prov4ml/agent/api/prov4ml/v1/prov4mlv1connect"
 )
 
+// minCompressBytes: below it gzip makes an answer longer.
+const minCompressBytes = 1 << 10
+
 // newMux makes the handlers of gRPC, gRPC-Web and Connect: the agent's service, health and reflection.
 func (s *Server) newMux() *http.ServeMux {
 	mux := http.NewServeMux()
@@ -33,6 +36,7 @@ func (s *Server) handlerOptions() []connect.HandlerOption {
 			func() connect.Decompressor { return &gunzip{server: s} },
 			func() connect.Compressor { return gzip.NewWriter(nil) },
 		),
+		connect.WithCompressMinBytes(minCompressBytes),
 		connect.WithRecover(func(_ context.Context, _ connect.Spec, _ http.Header, p any) error {
 			return s.answer(s.panicked(p))
 		}),

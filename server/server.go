@@ -27,6 +27,7 @@ import (
 	"github.com/prov4ml/agent/api/prov4ml/v1/prov4mlv1connect"
 	"github.com/prov4ml/agent/probes"
 	"github.com/prov4ml/agent/record"
+	"github.com/prov4ml/agent/runs"
 )
 
 const (
@@ -50,12 +51,11 @@ type Config struct {
 	ShutdownTimeout time.Duration
 	// Connections and CallsPerSecond lower the limits; 0 = MaxConnections and MaxCallsPerSecond.
 	Connections, CallsPerSecond int
-	// Identify says who is at the other end. Required.
-	Identify func(*net.UnixConn) (Caller, error)
+	// Identify says who is at the other end; nil = runs.Identify.
+	Identify func(*net.UnixConn) (runs.Caller, error)
 	// SpanIDs returns the hex ids of the span that a record becomes; nil = the answers carry none.
 	SpanIDs func(*record.LogCall) (traceID, spanID string)
-	// Probes, Store and Counters fill GetStatus; each may be nil.
-	Probes   func() []probes.Status
+	// Store and Counters fill GetStatus beside the tracker; each may be nil.
 	Store    func() StoreStatus
 	Counters []func() map[string]uint64
 	// Logger; nil = slog.Default().
@@ -92,7 +92,7 @@ func New(cfg Config, tracker Tracker) (*Server, error) {
 		return nil, errors.New("no tracker is given")
 	}
 	if cfg.Identify == nil {
-		return nil, errors.New("nothing says who calls")
+		cfg.Identify = runs.Identify
 	}
 	if cfg.ShutdownTimeout <= 0 {
 		cfg.ShutdownTimeout = defaultShutdown

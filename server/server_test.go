@@ -15,48 +15,50 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
-	prov4mlv1 "github.com/prov4ml/agent/api/prov4ml/v1"
-	"github.com/prov4ml/agent/api/prov4ml/v1/prov4mlv1connect"
 	"github.com/prov4ml/agent/probes"
 	"github.com/prov4ml/agent/record"
+	"github.com/prov4ml/agent/runs"
 )
 
 // logged is one call as the fake tracker got it.
 type logged struct {
-	caller Caller
-	call   Call
+	caller runs.Caller
+	call   runs.Call
 }
 
 // fakeTracker remembers what it was asked to do.
 type fakeTracker struct {
 	mu    sync.Mutex
 	calls []logged
-	descs []Description
+	descs []runs.Description
 
 	// logFn and waitFn replace the defaults: no error, committed at once.
-	logFn  func(Caller, Call) error
+	logFn  func(runs.Caller, runs.Call) error
 	waitFn func(context.Context) error
 	number atomic.Int64
+	holds  atomic.Int64
+	// forget keeps no calls: for benchmarks.
+	forget bool
 }
 
-func (f *fakeTracker) Describe(_ context.Context, _ Caller, d Description) (Info, error) {
+func (f *fakeTracker) Describe(_ context.Context, _ runs.Caller, d runs.Description) (runs.Info, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.descs = append(f.descs, d)
-	return Info{RunID: "run-1"}, nil
+	return runs.Info{RunID: "run-1"}, nil
 }
 
-func (f *fakeTracker) Log(caller Caller, call Call) (*record.LogCall, func(context.Context) (int64, error), error) {
+func (f *fakeTracker) Log(caller runs.Caller, call runs.Call) (*record.LogCall, func(context.Context) (int64, error), error) {
 	if f.logFn != nil {
 		if err := f.logFn(caller, call); err != nil {
 			return nil, nil, err
 		}
 	}
-	f.mu.Lock()
-	f.calls = append(f.calls, logged{caller, call})
-	f.mu.Unlock()
+	if !f.forget {
+		f.mu.Lock()
+		f.calls = append(f.calls, logged{caller, call})
+		f.mu.Unlock()
+	}
 	n := f.number.Add(1)
 	return &record.LogCall{Seq: uint64(n - 1)}, func(ctx context.Context) (int64, error) {
 		if f.waitFn != nil {
@@ -68,19 +70,25 @@ func (f *fakeTracker) Log(caller Caller, call Call) (*record.LogCall, func(conte
 	}, nil
 }
 
+func (f *fakeTracker) Hold(runs.Caller) func() {
+	f.holds.Add(1)
+	return func() { f.holds.Add(-1) }
+}
+
+func (f *fakeTracker) Status() runs.Status {
+	return runs.Status{
+		Probes: []probes.Status{
+			{Name: "block I/O", OK: true, Source: record.Source_EBPF},
+			{Name: "reclaim", Source: record.Source_PROCFS, Reason: "no BTF", Cure: "use a kernel with BTF"},
+		},
+		Counters: map[string]uint64{"runs.records": uint64(f.number.Load())},
+	}
+}
+
 func (f *fakeTracker) taken() []logged {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return append([]logged(nil), f.calls...)
-}
-
-// identifyByPeer is what runs.Identify does, without the start time.
-func identifyByPeer(c *net.UnixConn) (Caller, error) {
-	cred, err := peerCredentials(c)
-	if err != nil {
-		return Caller{}, err
-	}
-	return Caller{Process: probes.Process{PID: int(cred.Pid), StartTicks: 1}, UID: cred.Uid, GID: cred.Gid}, nil
 }
 
 // running is a server under test.
@@ -105,7 +113,6 @@ func start(t testing.TB, tracker *fakeTracker, change ...func(*Config)) *running
 		Socket:          SocketConfig{Path: filepath.Join(dir, "agent.sock")},
 		Version:         "test",
 		ShutdownTimeout: 5 * time.Second,
-		Identify:        identifyByPeer,
 		SpanIDs:         func(*record.LogCall) (string, string) { return "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331" },
 		Logger:          slog.New(slog.DiscardHandler),
 	}
@@ -213,9 +220,3 @@ func TestCurlLine(t *testing.T) {
 		t.Errorf("call %+v", got.call)
 	}
 }
-
-var (
-	_ = proto.Marshal
-	_ = prov4mlv1connect.AgentServiceName
-	_ = prov4mlv1.Subject_CALLER
-)

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"maps"
 	"strings"
 
 	prov4mlv1 "github.com/prov4ml/agent/api/prov4ml/v1"
@@ -17,23 +18,21 @@ type StoreStatus struct {
 // Status is the answer to GetStatus.
 func (s *Server) Status() *prov4mlv1.GetStatusResponse {
 	res := &prov4mlv1.GetStatusResponse{Version: s.cfg.Version, Counters: map[string]uint64{}}
+	tracker := s.tracker.Status()
+	maps.Copy(res.Counters, tracker.Counters)
 	for _, source := range s.cfg.Counters {
-		for name, n := range source() {
-			res.Counters[name] += n
-		}
+		maps.Copy(res.Counters, source())
 	}
 	s.counters.read(res.Counters)
 	res.Counters[openConnections] = uint64(s.conns.len())
-	if s.cfg.Probes != nil {
-		for _, p := range s.cfg.Probes() {
-			reason := p.Reason
-			if p.Cure != "" {
-				reason += ": " + p.Cure
-			}
-			res.Probes = append(res.Probes, &prov4mlv1.ProbeStatus{
-				Name: p.Name, Ok: p.OK, Source: strings.ToLower(p.Source.String()), Reason: reason,
-			})
+	for _, p := range tracker.Probes {
+		reason := p.Reason
+		if p.Cure != "" {
+			reason += ": " + p.Cure
 		}
+		res.Probes = append(res.Probes, &prov4mlv1.ProbeStatus{
+			Name: p.Name, Ok: p.OK, Source: strings.ToLower(p.Source.String()), Reason: reason,
+		})
 	}
 	if s.cfg.Store != nil {
 		st := s.cfg.Store()

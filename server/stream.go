@@ -11,6 +11,7 @@ import (
 
 	prov4mlv1 "github.com/prov4ml/agent/api/prov4ml/v1"
 	"github.com/prov4ml/agent/record"
+	"github.com/prov4ml/agent/runs"
 )
 
 const (
@@ -33,11 +34,14 @@ func (s *Server) logStream(ctx context.Context, c *conn, stream connect.Streamin
 	c.seq.stream(1)
 	defer c.seq.stream(-1)
 	defer s.endOnDrain(ctx)()
+	release := s.tracker.Hold(c.caller)
+	defer func() { release() }()
+	held := false
 
 	var res prov4mlv1.LogStreamResponse
-	refused := func(err *connect.Error) {
+	refused := func(sentence string) {
 		if res.Refused++; res.FirstRefusal == "" {
-			res.FirstRefusal = err.Message()
+			res.FirstRefusal = sentence
 		}
 	}
 	var pending []waitFunc
@@ -45,7 +49,7 @@ func (s *Server) logStream(ctx context.Context, c *conn, stream connect.Streamin
 		for _, wait := range pending[:n] {
 			// Not the request's context: it ends with the caller, and the record does not.
 			if _, err := s.commit(s.hard, wait); err != nil {
-				refused(s.answer(err))
+				refused(s.answer(err).Message())
 			} else {
 				res.Accepted++
 			}
@@ -64,16 +68,23 @@ func (s *Server) logStream(ctx context.Context, c *conn, stream connect.Streamin
 				}
 				break
 			}
-			refused(s.answer(err))
+			// Counted where it was found.
+			refused(bad.sentence)
 			continue
 		}
 		s.extendDrain(ctx)
 		wait, err := s.takeStreamed(c, msg)
 		if err != nil {
-			refused(s.answer(err))
+			refused(s.answer(err).Message())
 			continue
 		}
 		s.counters.add(countStreamed, 1)
+		if !held {
+			// The tracker knows the caller from its first call on.
+			held = true
+			release()
+			release = s.tracker.Hold(c.caller)
+		}
 		if pending = append(pending, wait); len(pending) == maxPending {
 			settle(maxPending / 2)
 		}
@@ -94,7 +105,7 @@ func streamEnd(s *Server, err error) error {
 func (s *Server) takeStreamed(c *conn, msg *prov4mlv1.LogStreamRequest) (waitFunc, error) {
 	switch call := msg.GetCall().(type) {
 	case *prov4mlv1.LogStreamRequest_LogSystemMetrics:
-		_, wait, err := s.take(c, systemMetricsHead(call.LogSystemMetrics), Call{Function: record.Function_LOG_SYSTEM_METRICS}, true)
+		_, wait, err := s.take(c, systemMetricsHead(call.LogSystemMetrics), runs.Call{Function: record.Function_LOG_SYSTEM_METRICS}, true)
 		return wait, err
 	case *prov4mlv1.LogStreamRequest_LogFlopsPerBatch:
 		return nil, s.flops(c, flopsPerBatchHead(call.LogFlopsPerBatch), "LogFlopsPerBatch", checkBatch(call.LogFlopsPerBatch))

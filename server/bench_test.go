@@ -1,0 +1,64 @@
+package server
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"net/http"
+	"testing"
+
+	"google.golang.org/protobuf/encoding/protojson"
+
+	prov4mlv1 "github.com/prov4ml/agent/api/prov4ml/v1"
+)
+
+const benchBody = `{"context":"training","step":"12345","seq":"678","monotonicNanos":"1234567890123"}`
+
+// BenchmarkUnary is a synchronous call and its answer over the socket, nothing measured: by the short way, and by connect.
+func BenchmarkUnary(b *testing.B) {
+	for _, way := range []struct{ name, header string }{
+		{"short", ""},
+		// The header asks for the Connect protocol proper.
+		{"connect", "Connect-Protocol-Version: 1\r\n"},
+	} {
+		b.Run(way.name, func(b *testing.B) {
+			r := start(b, &fakeTracker{})
+			r.tracker.forget = true
+			c, err := net.Dial("unix", r.path)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer c.Close()
+			request := fmt.Appendf(nil, "POST /prov4ml.v1.AgentService/LogSystemMetrics HTTP/1.1\r\nHost: agent\r\n"+
+				"Content-Type: application/json\r\n%sContent-Length: %d\r\n\r\n%s", way.header, len(benchBody), benchBody)
+			in := bufio.NewReader(c)
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := c.Write(request); err != nil {
+					b.Fatal(err)
+				}
+				res, err := http.ReadResponse(in, nil)
+				if err != nil {
+					b.Fatal(err)
+				}
+				if res.StatusCode != http.StatusOK {
+					b.Fatal(res.Status)
+				}
+				if _, err := in.Discard(int(res.ContentLength)); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkDecode is the share of a call that protobuf's JSON decoder takes.
+func BenchmarkDecode(b *testing.B) {
+	body := []byte(benchBody)
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := protojson.Unmarshal(body, new(prov4mlv1.LogSystemMetricsRequest)); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
