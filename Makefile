@@ -8,11 +8,8 @@ TOOL     := $(GO) tool -modfile=tools/go.mod
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 VENV     := .venv
-# Any Python that imports torch serves; without one, make run and make test make $(VENV).
-PYTHON   ?= $(shell for p in $(VENV)/bin/python python3; do $$p -c 'import torch, torchvision, sklearn' >/dev/null 2>&1 && command -v $$p && break; done)
-ifeq ($(strip $(PYTHON)),)
-PYTHON   := $(VENV)/bin/python
-endif
+# make run: a Python that imports torch; empty = found or made (see examples/find-python).
+PYTHON   ?=
 # The example's arguments: make run ARGS="--epochs 5".
 ARGS     ?=
 
@@ -22,22 +19,16 @@ ARGS     ?=
 help: ## Show this help
 	@echo "prov4ml agent: what each training step did to memory, disk and CPU"; echo
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo; echo "  PYTHON=   Python that imports torch (default: .venv if there is one, else python3, else a new .venv)"
+	@echo; echo "  PYTHON=   Python that imports torch (default: .venv, else python3, else a new .venv with torch from PyPI)"
 
 .PHONY: build
 build: ## Build bin/prov4ml-agent; needs Go alone
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/prov4ml-agent ./cmd/agent
 
 .PHONY: run
-run: build python ## Train the example under the agent: live line, summary, files
-	bin/prov4ml-agent run -- $(PYTHON) examples/train.py $(ARGS)
-
-# torch from PyPI is the CUDA build: 5.4 GB on disk. PIP_INDEX_URL or PIP_EXTRA_INDEX_URL may point at a CPU-only index.
-.PHONY: python
-python: ## Make .venv with what the example needs, unless PYTHON has it
-	@$(PYTHON) -c 'import torch, torchvision, sklearn' 2>/dev/null || { \
-	  echo "installing torch and what the example needs into $(VENV) (5.4 GB on disk, some minutes)"; \
-	  python3 -m venv $(VENV) && $(VENV)/bin/pip install -q --disable-pip-version-check -r examples/requirements.txt; }
+run: build ## Train the example under the agent: live line, summary, files
+	@python=$$(PYTHON='$(PYTHON)' VENV='$(VENV)' examples/find-python) && set -x && \
+	bin/prov4ml-agent run -- "$$python" examples/train.py $(ARGS)
 
 .PHONY: python-test
 python-test: ## Make .venv with what the tests need

@@ -250,3 +250,11 @@ func startEnvironment(name string) map[string]string {
 	}
 	return environment
 }
+
+// NamesRun says whether the launcher's variables name the run, so that all its processes find the same id by themselves.
+func NamesRun(environment map[string]string) bool {
+	var l launch
+	l.take(environment)
+	start := func() (uint64, bool) { return 0, true }
+	return l.runID(start, func() string { return "" }) != ""
+}

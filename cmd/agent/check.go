@@ -1,0 +1,183 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/prov4ml/agent/probes"
+	"github.com/prov4ml/agent/probes/process"
+)
+
+// checkCommand says what works on this node. It attaches every probe for a moment and changes nothing.
+type checkCommand struct {
+	JSON bool `help:"One JSON array instead of lines."`
+}
+
+// finding is one line of check.
+type finding struct {
+	Name   string `json:"name"`
+	OK     bool   `json:"ok"`
+	Source string `json:"source,omitempty"`
+	// Detail says what was found when OK, and why not otherwise.
+	Detail string `json:"detail,omitempty"`
+	Cure   string `json:"cure,omitempty"`
+}
+
+// Run prints the findings.
+func (c checkCommand) Run(s streams) error {
+	findings := []finding{kernel(), btf(), capabilities(), bpffs()}
+	probe, err := process.Open(process.Config{})
+	if err != nil {
+		findings = append(findings, finding{Name: "process probes", Detail: err.Error()})
+	} else {
+		for _, status := range probe.Status() {
+			findings = append(findings, fromStatus(status))
+		}
+		if err := probe.Close(); err != nil {
+			return fmt.Errorf("detach the probes: %w", err)
+		}
+	}
+	findings = append(findings, gpu(), endpoint(os.Getenv))
+	if c.JSON {
+		encoder := json.NewEncoder(s.out)
+		encoder.SetIndent("", "  ")
+		return encoder.Encode(findings)
+	}
+	return printFindings(s.out, findings)
+}
+
+func printFindings(out io.Writer, findings []finding) error {
+	for _, f := range findings {
+		mark := "ok "
+		if !f.OK {
+			mark = "no "
+		}
+		line := mark + " " + f.Name
+		if f.Source != "" {
+			line += " [" + f.Source + "]"
+		}
+		if f.Detail != "" {
+			line += ": " + f.Detail
+		}
+		if f.Cure != "" {
+			line += "; " + f.Cure
+		}
+		if _, err := fmt.Fprintln(out, line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func fromStatus(s probes.Status) finding {
+	return finding{Name: s.Name, OK: s.OK, Source: strings.ToLower(s.Source.String()), Detail: s.Reason, Cure: s.Cure}
+}
+
+func kernel() finding {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return finding{Name: "kernel", Detail: err.Error()}
+	}
+	release := unix.ByteSliceToString(name.Release[:])
+	var major, minor int
+	_, _ = fmt.Sscanf(release, "%d.%d", &major, &minor)
+	f := finding{Name: "kernel", OK: major > 5 || major == 5 && minor >= 10, Detail: release}
+	if !f.OK {
+		f.Detail += " is older than 5.10"
+		f.Cure = "values come from procfs; a newer kernel gives eBPF"
+	}
+	return f
+}
+
+func btf() finding {
+	const path = "/sys/kernel/btf/vmlinux"
+	if _, err := os.Stat(path); err != nil {
+		return finding{
+			Name: "kernel BTF", Detail: err.Error(),
+			Cure: "values come from procfs; a kernel built with CONFIG_DEBUG_INFO_BTF gives eBPF",
+		}
+	}
+	return finding{Name: "kernel BTF", OK: true, Detail: path}
+}
+
+// neededCapabilities are what eBPF and foreign /proc entries ask for since 5.8, where CAP_SYS_ADMIN was split.
+var neededCapabilities = []struct {
+	bit  uint
+	name string
+}{
+	{unix.CAP_BPF, "CAP_BPF"},
+	{unix.CAP_PERFMON, "CAP_PERFMON"},
+	{unix.CAP_SYS_PTRACE, "CAP_SYS_PTRACE"},
+}
+
+func capabilities() finding {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return finding{Name: "capabilities", Detail: err.Error()}
+	}
+	effective := uint64(data[1].Effective)<<32 | uint64(data[0].Effective)
+	var have, lack []string
+	for _, c := range neededCapabilities {
+		if effective&(1<<c.bit) != 0 {
+			have = append(have, c.name)
+		} else {
+			lack = append(lack, c.name)
+		}
+	}
+	if len(lack) == 0 {
+		return finding{Name: "capabilities", OK: true, Detail: strings.Join(have, ", ")}
+	}
+	self, err := os.Executable()
+	if err != nil {
+		self = "prov4ml-agent"
+	}
+	return finding{
+		Name: "capabilities", Detail: "without " + strings.Join(lack, ", "),
+		Cure: "run it with sudo (training then runs as you), or once: sudo setcap cap_bpf,cap_perfmon,cap_sys_ptrace+ep " + self,
+	}
+}
+
+func bpffs() finding {
+	const path = "/sys/fs/bpf"
+	var stat unix.Statfs_t
+	if err := unix.Statfs(path, &stat); err != nil || stat.Type != unix.BPF_FS_MAGIC {
+		return finding{
+			Name: "bpffs", Detail: "not mounted at " + path,
+			Cure: "serve then does not count while it restarts: mount -t bpf bpf " + path,
+		}
+	}
+	return finding{Name: "bpffs", OK: true, Detail: path}
+}
+
+// endpoint says whether the OTLP endpoint of the environment takes connections.
+func endpoint(getenv func(string) string) finding {
+	address := getenv("OTEL_EXPORTER_OTLP_ENDPOINT")
+	if address == "" {
+		return finding{Name: "OTLP endpoint", OK: true, Detail: "none set (OTEL_EXPORTER_OTLP_ENDPOINT): files only"}
+	}
+	host := address
+	if parsed, err := url.Parse(address); err == nil && parsed.Host != "" {
+		host = parsed.Host
+	}
+	if _, _, err := net.SplitHostPort(host); err != nil {
+		host = net.JoinHostPort(host, "4317")
+	}
+	conn, err := net.DialTimeout("tcp", host, 2*time.Second)
+	if err != nil {
+		return finding{
+			Name: "OTLP endpoint", Detail: err.Error(),
+			Cure: "start the collector or mend OTEL_EXPORTER_OTLP_ENDPOINT; records wait in the store meanwhile",
+		}
+	}
+	_ = conn.Close()
+	return finding{Name: "OTLP endpoint", OK: true, Detail: address}
+}
