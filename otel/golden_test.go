@@ -92,7 +92,7 @@ func training() []*record.LogCall {
 		WindowFirst: true,
 		LagSeconds:  0.0123,
 		Readings: []*record.Reading{
-			ok(record.MemoryUsage, 41.5), ok(record.DiskUsage, 70.0), ok(record.CPUUsage, 93.75),
+			ok(record.MemoryUsage, 41.5), ok(record.DiskUsage, 70.0), ok(record.DiskUsage+"./data", 12.5), ok(record.CPUUsage, 93.75),
 			lacking(record.GPUUsage, record.State_ABSENT, "no NVIDIA driver"),
 			lacking(record.GPUMemoryUsage, record.State_ABSENT, "no NVIDIA driver"),
 			ok(record.DiskReadBytes, 4096000), ok(record.DiskWriteBytes, 8192), ok(record.DiskReadOps, 100), ok(record.DiskWriteOps, 2),
@@ -130,7 +130,7 @@ func training() []*record.LogCall {
 			ok(record.DiskReadBytes, 1000), ok(record.DiskWriteBytes, 2000), ok(record.CPUSeconds, 8.0), ok(record.MemoryRSSBytes, 510<<20),
 		},
 		Events: []*record.Event{{
-			Name: "prov4ml.oom_kill", TimeUnixNanos: hello + 15*second, Attributes: []*record.Reading{ok("process.pid", 4800)},
+			Name: "oom_kill", TimeUnixNanos: hello + 15*second, Attributes: []*record.Reading{ok("pid", 4800)},
 		}},
 		Segment:        &record.Segment{Number: 1, Context: "training", HasContext: true, StartUnixNanos: hello + 10*second, Opens: true, Spans: 1, EndUnixNanos: hello + 20*second},
 		ClosedSegments: []*record.Segment{{Number: 0, Context: "training", HasContext: true, StartUnixNanos: hello, Spans: 1, EndUnixNanos: hello + 10*second}},

@@ -2,6 +2,7 @@ package otel
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -123,12 +124,17 @@ func (b *metricBuilder) add(g *group, rec *record.LogCall) {
 	system := rec.GetFunction() == record.Function_LOG_SYSTEM_METRICS
 	end := rec.GetFunction() == record.Function_RUN_END
 	var totals map[string]*record.Total
+	var capped bool
 	if system {
 		set := rec.GetStepTotals()
 		if b.mode == StepExemplar {
 			set = rec.GetContextTotals()
 		}
 		p.start = unixTime(set.GetStartUnixNanos())
+		capped = b.mode == StepAttribute && set == nil
+		if capped {
+			p.start = unixTime(rec.GetStartUnixNanos())
+		}
 		totals = make(map[string]*record.Total, len(set.GetTotals()))
 		for _, total := range set.GetTotals() {
 			totals[total.GetName()] = total
@@ -139,8 +145,13 @@ func (b *metricBuilder) add(g *group, rec *record.LogCall) {
 
 	name := functionName(rec.GetFunction())
 	for _, r := range rec.GetReadings() {
+		at := p
 		e := t.entries[r.GetName()]
-		if e == nil || r.GetState() != record.State_OK {
+		if directory, ok := watched(r.GetName()); ok {
+			e = t.entries[record.DiskUsage]
+			at = p.with(attribute.String(names.Mountpoint, directory))
+		}
+		if e == nil || !shown(r) {
 			continue
 		}
 		// The FLOPs functions have windows of their own, which overlap those of log_system_metrics: summed, a byte would count
@@ -157,13 +168,13 @@ func (b *metricBuilder) add(g *group, rec *record.LogCall) {
 			s.metricEntry = m
 			switch {
 			case m.Kind == names.RunningSum:
-				s.add(p.running(t, rec), t, r, r)
-			case m.Kind == names.Sum && system:
+				s.add(p.running(rec), t, r, r)
+			case m.Kind == names.Sum && system && !capped:
 				if total, ok := totals[r.GetName()]; ok {
-					s.add(p, t, r, asReading(total))
+					s.add(at, t, r, asReading(total))
 				}
 			default:
-				s.add(p, t, r, r)
+				s.add(at, t, r, r)
 			}
 		}
 	}
@@ -195,6 +206,9 @@ func (b *metricBuilder) newPoint(rec *record.LogCall) *point {
 	if rec.Step != nil && !p.exemplar {
 		p.base = append(p.base, attribute.Int64(names.Step, rec.GetStep()))
 	}
+	if rec.GetStepCapped() && b.mode == StepAttribute {
+		p.base = append(p.base, attribute.Bool(names.StepCapped, true))
+	}
 	if rec.GetLabel() != "" {
 		p.base = append(p.base, attribute.String(names.Label, rec.GetLabel()))
 	}
@@ -208,8 +222,17 @@ func (b *metricBuilder) timeOf(rec *record.LogCall) time.Time {
 	if rec.Timestamp != nil {
 		at = b.inOrder(rec, millisToNanos(rec.GetTimestamp()), rec.GetStartUnixNanos())
 	}
-	b.last[keyOf(rec.GetProcess())] = at
+	b.note(rec, at)
 	return unixTime(at)
+}
+
+// note remembers the time of a process's newest point. The window's start bounds a label too, so that what is forgotten here
+// costs no order among the points of one function.
+func (b *metricBuilder) note(rec *record.LogCall, at int64) {
+	if len(b.last) >= maxResources {
+		clear(b.last)
+	}
+	b.last[keyOf(rec.GetProcess())] = at
 }
 
 // inOrder returns at if a point of that time can stand behind all that came before, else the window's end.
@@ -237,7 +260,7 @@ func (b *metricBuilder) addLogged(g *group, p *point, m *record.LoggedMetric) {
 		attrs = append(attrs, attribute.Int64(names.Step, m.GetStep()))
 	}
 	at := b.inOrder(p.rec, m.GetTimeUnixNanos(), 0)
-	b.last[keyOf(p.rec.GetProcess())] = at
+	b.note(p.rec, at)
 	d := metricdata.DataPoint[float64]{Attributes: attribute.NewSet(attrs...), Time: unixTime(at), Value: m.GetValue()}
 	if p.exemplar {
 		d.Exemplars = []metricdata.Exemplar[float64]{{
@@ -248,7 +271,7 @@ func (b *metricBuilder) addLogged(g *group, p *point, m *record.LoggedMetric) {
 }
 
 // running is the point of a running total that the process keeps over all steps.
-func (p *point) running(t *table, rec *record.LogCall) *point {
+func (p *point) running(rec *record.LogCall) *point {
 	q := *p
 	q.exemplar = true
 	q.start = unixTime(rec.GetProcess().GetStartUnixNanos())
@@ -264,6 +287,14 @@ func (p *point) running(t *table, rec *record.LogCall) *point {
 		scope = "epoch"
 	}
 	q.base = append(q.base, attribute.String(names.FlopsScope, scope))
+	return &q
+}
+
+// with is the point with a further attribute.
+func (p *point) with(kv attribute.KeyValue) *point {
+	q := *p
+	q.base = append(slices.Clone(p.base), kv)
+	q.sets, q.made = nil, nil
 	return &q
 }
 
@@ -292,7 +323,7 @@ func (s *series) add(p *point, t *table, window, shown *record.Reading) {
 		v, ok := real(shown)
 		w, wok := real(window)
 		if ok && wok {
-			s.reals = append(s.reals, dataPoint(p, p.set(t, s.fixed), start, v*s.factor(), w*s.factor()))
+			s.reals = append(s.reals, dataPoint(p, p.set(t, s.fixed), start, v/s.divisor(), w/s.divisor()))
 		}
 		return
 	}
@@ -303,11 +334,11 @@ func (s *series) add(p *point, t *table, window, shown *record.Reading) {
 	}
 }
 
-func (m *metricEntry) factor() float64 {
-	if m.Factor == 0 {
+func (m *metricEntry) divisor() float64 {
+	if m.Divisor == 0 {
 		return 1
 	}
-	return m.Factor
+	return m.Divisor
 }
 
 func dataPoint[N int64 | float64](p *point, set attribute.Set, start time.Time, value, window N) metricdata.DataPoint[N] {

@@ -166,7 +166,7 @@ func (b *spanBuilder) own(rec *record.LogCall, res *resource.Resource) *snapshot
 		attrs,
 		attribute.Bool(names.WindowFirst, rec.GetWindowFirst()),
 		attribute.Bool(names.WindowGap, rec.GetWindowGap()),
-		attribute.Bool(names.WindowIncomplete, rec.GetWindowIncomplete()),
+		attribute.Bool(names.WindowIncomplete, incomplete(rec)),
 	)
 	if rec.Timestamp != nil {
 		attrs = append(attrs, attribute.Int64(names.Timestamp, rec.GetTimestamp()))
@@ -206,11 +206,11 @@ func (s *snapshot) addEvents(rec *record.LogCall) {
 	for _, e := range rec.GetEvents() {
 		var attrs []attribute.KeyValue
 		for _, r := range e.GetAttributes() {
-			if kv, ok := untyped(attribute.Key(r.GetName()), r); ok && r.GetName() != "" {
+			if kv, ok := untyped(attribute.Key(names.Prefix+r.GetName()), r); ok && r.GetName() != "" {
 				attrs = append(attrs, kv)
 			}
 		}
-		s.events = append(s.events, sdktrace.Event{Name: e.GetName(), Time: unixTime(e.GetTimeUnixNanos()), Attributes: attrs})
+		s.events = append(s.events, sdktrace.Event{Name: names.Prefix + e.GetName(), Time: unixTime(e.GetTimeUnixNanos()), Attributes: attrs})
 	}
 	for _, m := range rec.GetLoggedMetrics() {
 		attrs := []attribute.KeyValue{attribute.String(names.LoggedKey, m.GetKey()), attribute.Float64(names.LoggedValue, m.GetValue())}
@@ -273,6 +273,13 @@ func caller(rec *record.LogCall) []sdktrace.Link {
 	return []sdktrace.Link{{SpanContext: c, Attributes: []attribute.KeyValue{attribute.String(names.Link, "caller")}}}
 }
 
+// incomplete says whether a part of what the window holds is missing.
+func incomplete(rec *record.LogCall) bool {
+	return rec.GetWindowIncomplete() || slices.ContainsFunc(rec.GetReadings(), func(r *record.Reading) bool {
+		return r.GetState() == record.State_INCOMPLETE
+	})
+}
+
 func enclosing(rec *record.LogCall) []int64 {
 	var pids []int64
 	for _, k := range rec.GetEnclosing() {
@@ -282,7 +289,7 @@ func enclosing(rec *record.LogCall) []int64 {
 }
 
 // Reasons says what the record does not know and why, a sentence each: what it was given, and the readings that are not OK
-// whose reason is not in there.
+// whose reason is not in there. A reading without a reason of its own belongs to a group whose reason is among those given.
 func Reasons(rec *record.LogCall) []string {
 	reasons := slices.Clone(rec.GetUnavailable())
 	given := len(reasons)
@@ -293,6 +300,9 @@ func Reasons(rec *record.LogCall) []string {
 			continue
 		}
 		why := r.GetReason()
+		if why == "" && given > 0 {
+			continue
+		}
 		if why == "" {
 			why = stateWord(r.GetState())
 		}

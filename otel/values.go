@@ -80,10 +80,16 @@ func newTable() *table {
 	return t
 }
 
+// shown says whether a reading's value may be shown: a measured one, or one of which a part is missing, which is a lower
+// bound and makes the window incomplete.
+func shown(r *record.Reading) bool {
+	return r.GetValue() != nil && (r.GetState() == record.State_OK || r.GetState() == record.State_INCOMPLETE)
+}
+
 // attributeOf makes a reading an attribute; ok is false when it has no value to show. A reading that the table does not know
-// (a newer record's) keeps its own type.
+// (a newer record's) keeps its own type. A total is shown as well when it is stale: it is what was counted.
 func (t *table) attributeOf(r *record.Reading, total bool) (kv attribute.KeyValue, ok bool) {
-	if r.GetState() != record.State_OK {
+	if !shown(r) && !(total && r.GetState() == record.State_STALE) {
 		return kv, false
 	}
 	e := t.entries[r.GetName()]
@@ -144,6 +150,11 @@ func integer(r *record.Reading) (v int64, ok bool) {
 		}
 	}
 	return 0, false
+}
+
+// watched splits the name of a watched directory's fullness: disk_usage./data.
+func watched(name string) (directory string, ok bool) {
+	return strings.CutPrefix(name, record.DiskUsage+".")
 }
 
 // real is the reading's value as a double; ok is false when it is no finite number.

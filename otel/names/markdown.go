@@ -30,11 +30,11 @@ node and host values, so that nothing is summed twice: the FLOPs functions have 
 | point attributes | ` + "`prov4ml.context`, `prov4ml.step`" + ` | ` + "`prov4ml.context`" + ` |
 | a sum is | the total of that context and step; its start is that set's first window | the running total of that context; its start survives restarts of the agent |
 | step | attribute | exemplar with trace and span id, and the gauge ` + "`prov4ml.step`" + ` |
-| series of a run | grow with its steps, up to 10,000 steps; then running totals without a step | constant |
+| series of a run | grow with its steps, up to 10,000; later points have ` + "`prov4ml.step_capped`" + ` instead | constant |
 
 Use ` + "`exemplar`" + ` for Prometheus and its kin: there each step would be a series of its own. What is left at the end of a run
-since the last ` + "`log_system_metrics`" + ` has points with ` + "`prov4ml.run_end` = true" + `, series of their own. So in either mode the newest
-points of all series of a sum, added up, are the run's total.
+since the last ` + "`log_system_metrics`" + ` has points with ` + "`prov4ml.run_end` = true" + `, series of their own. A set that begins anew has
+a new start. So in either mode the newest point of each series and start, added up over all, is the run's total.
 `
 
 // Markdown writes docs/metrics.md.
@@ -67,7 +67,7 @@ func Markdown(w io.Writer) error {
 		}
 	}
 
-	b.WriteString("\nOn `" + SpanRunEnd + "` the totals of the run are `" + TotalPrefix + "*`, one for each tree attribute whose metric is a sum.\n" +
+	b.WriteString("\nOn `" + SpanRunEnd + "` the totals of the run are `" + TotalPrefix + "*`: of each tree and node attribute that adds up over windows, and the\nlargest resident memory.\n" +
 		"Parameters of the script (`log_param`) are `" + ParameterPrefix + "*` on the run's two markers.\n")
 
 	b.WriteString("\n## Metrics without an attribute of their own\n\n| metric | kind, unit | meaning |\n|---|---|---|\n")

@@ -55,12 +55,17 @@ const (
 	// RunEnd is true on the points of the remainder that training_run_end carries: a series of its own, so that adding up all
 	// series of a sum gives the run's total.
 	RunEnd = Prefix + "run_end"
+	// StepCapped is true on the points of a record that came after the limit of distinct steps. Where the record has no running
+	// total for it, each point is its window's own total and starts with its window.
+	StepCapped = Prefix + "step_capped"
 	// LoggedKey is the key that the script gave to log_metric.
 	LoggedKey = Prefix + "logged.key"
 	// LoggedValue is its value, on the span event.
 	LoggedValue = Prefix + "logged.value"
 	// DiskDirection is read or write.
 	DiskDirection = "disk.io.direction"
+	// Mountpoint is on the points of a file system that the agent was told to watch.
+	Mountpoint = "system.filesystem.mountpoint"
 )
 
 // Metrics that are no row of the table.
@@ -69,10 +74,12 @@ const (
 	MetricStep   = Prefix + "step"
 )
 
-// Events of spans that the exporter makes itself.
+// Events of spans.
 const (
-	EventLoggedMetric = Prefix + "logged_metric"
-	EventParameters   = Prefix + "parameters"
+	EventLoggedMetric   = Prefix + "logged_metric"
+	EventParameters     = Prefix + "parameters"
+	EventDroppedCalls   = Prefix + "dropped_calls"
+	EventDroppedMetrics = Prefix + "dropped_metrics"
 )
 
 // Type of a span attribute.
@@ -147,8 +154,8 @@ type Metric struct {
 	Name string
 	Unit string
 	Kind Kind
-	// Factor turns the attribute's value into the metric's; 0 is read as 1.
-	Factor float64
+	// Divisor turns the attribute's value into the metric's; 0 is read as 1.
+	Divisor float64
 	// Function restricts the metric to records of one function; empty = of each that emits the row's scope.
 	Function string
 	// Attributes are on each point.
@@ -197,7 +204,7 @@ func metric(kind Kind, name string, t Type, unit string, scope Scope, text, boun
 func percent(name, metricName string, scope Scope, text, bound string) Row {
 	r := attribute(name, Double, "%", scope, text, bound)
 	if metricName != "" {
-		r.Metrics = []Metric{{Name: metricName, Unit: "1", Kind: Gauge, Factor: 0.01}}
+		r.Metrics = []Metric{{Name: metricName, Unit: "1", Kind: Gauge, Divisor: 100}}
 	}
 	return r
 }

@@ -24,7 +24,7 @@ func Rows() []Row {
 		call("unavailable", StringArray, "", "Reasons of the values that are not there, a sentence each; absent when nothing is missing."),
 		call("window.first", Bool, "", "The window starts when the agent first heard of the process, not at its hello."),
 		call("window.gap", Bool, "", "For a part of the window nothing was counted (the agent was replaced by one with other maps)."),
-		call("window.incomplete", Bool, "", "Something was lost in the window (a full map, a dropped event), so values are lower bounds."),
+		call("window.incomplete", Bool, "", "A part is missing: values are lower bounds. `unavailable` says which part and why."),
 		call("timestamp", Int, "ms", "Time since the Unix epoch by which the script labelled the sample; absent when it gave none. Metric points take it where that keeps their order."),
 		call("lag_seconds", Double, "s", "How long the call was under way when it was measured; absent when not known or within 10 ms."),
 		call("enclosing_pids", IntArray, "", "Roots of the trees around this one, innermost first; absent when there are none. If one of them logs as well, this span's tree values are in its values too: add up only the outermost."),
@@ -32,7 +32,7 @@ func Rows() []Row {
 		call("segment.spans", Int, "", "On `segment_end`: log spans in the segment."),
 
 		percent("memory_usage", "system.memory.utilization", Host, "Host memory in use: 100 × (total − available) / total.", ""),
-		percent("disk_usage", "system.filesystem.utilization", Host, "Fullness of the file system that the caller sees as `/`.", ""),
+		percent("disk_usage", "system.filesystem.utilization", Host, "Fullness of the file system that the caller sees as `/`. A further directory that the agent was told to watch is `disk_usage.<directory>`, and as metric has `system.filesystem.mountpoint`.", ""),
 		percent("cpu_usage", "system.cpu.utilization", Host, "Host CPU time that was not idle, over the window.", "from counters of 1/100 s"),
 		percent("gpu_memory_usage", "", GPU, "Memory in use of the GPUs that the tree uses.", ""),
 		percent("gpu_usage", "", GPU, "Utilization over the window of the GPUs that the tree uses.", ""),
@@ -163,6 +163,8 @@ type Event struct{ Name, Text string }
 func Events() []Event {
 	return []Event{
 		{EventLoggedMetric, "A metric that the script logged (`log_metric`) since the previous span: `" + LoggedKey + "`, `" + LoggedValue + "`, `" + Context + "`, `" + Step + "`."},
+		{EventDroppedCalls, "The client had to drop calls before this one: `" + EventDroppedCalls + "` is how many."},
+		{EventDroppedMetrics, "Too many metrics were logged between two spans: `" + EventDroppedMetrics + "` is how many are lost."},
 		{EventParameters, "On the run's markers: the parameters for which the marker's own 128 attributes had no room."},
 	}
 }
