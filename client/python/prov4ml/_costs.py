@@ -1,0 +1,180 @@
+"""The two FLOPs calls: asks for the cost of a batch or an epoch and logs it.
+
+What a model executes is found by prov4ml._flops, imported at the first such call. Its costs are known at once or later;
+later ones wait on a thread of their own, in the order of the calls, so that a bare signature is never sent before the
+operators that it names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from time import monotonic_ns
+
+from . import _wire
+from ._client import Client
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import queue
+    import threading
+    from collections.abc import Callable
+    from typing import Any
+
+# Calls whose cost is not known yet. A training that makes more of them makes them faster than they can be counted.
+_WAITING = 1_024
+# What an agent answers that doesn't know a signature.
+_UNKNOWN = ("not_found", "failed_precondition")
+
+
+class Costs:
+    """Logs FLOPs through a client."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._flops: Any = None
+        self._queue: queue.Queue[Callable[[], None] | None] | None = None
+        self._thread: threading.Thread | None = None
+        # Signatures whose operators went out on this connection.
+        self._connection = -1
+        self._told: set[str] = set()
+
+    def log_batch(self, fields: str, model: object, batch: object, synchronous: bool) -> None:
+        self._log(_wire.FLOPS_PER_BATCH, "batch_cost", fields, model, batch, synchronous)
+
+    def log_epoch(self, fields: str, model: object, dataset: object, synchronous: bool) -> None:
+        self._log(_wire.FLOPS_PER_EPOCH, "epoch_cost", fields, model, dataset, synchronous)
+
+    def flops(self) -> Any:
+        """The counting package."""
+        if self._flops is None:
+            self._flops = importlib.import_module("prov4ml._flops")
+        return self._flops
+
+    def _log(
+        self, function: _wire.Function, ask: str, fields: str, model: object, data: object, synchronous: bool
+    ) -> None:
+        if self._client.lacks(function):
+            return
+        if self._pid != os.getpid():
+            self._begin()
+        made = monotonic_ns()
+        try:
+            cost = getattr(self.flops(), ask)(model, data)
+            if cost.done() and (self._queue is None or not self._queue.unfinished_tasks):
+                self._send(function, fields, cost.result(), synchronous, made)
+                return
+        except Exception as error:
+            self._send(function, fields, _missing(error), synchronous, made)
+            return
+
+        def later() -> None:
+            try:
+                part = cost.result()
+            except Exception as error:
+                part = _missing(error)
+            self._send(function, fields, part, False, made)
+
+        self._put(later)
+
+    def _send(self, function: _wire.Function, fields: str, part: dict[str, Any], synchronous: bool, made: int) -> None:
+        if self._connection != self._client.connection:
+            self._connection = self._client.connection
+            self._told.clear()
+        signature = part.get("signature")
+        if len(part) == 1 and isinstance(signature, str):
+            if signature in self._told:
+                text = f'{fields}"signature":{_wire.quote(signature)},'
+                if self._client.log(function, text, synchronous, made) not in _UNKNOWN:
+                    return
+            operators = self.flops().operators(signature)
+            if operators is not None:
+                part = {"operators": operators}
+        elif "batches" in part:
+            part = self._with_operators(part)
+        self._client.log(function, fields + _text(part), synchronous, made)
+        self._told.update(_signatures(part))
+
+    def _with_operators(self, part: dict[str, Any]) -> dict[str, Any]:
+        """An epoch's part with the operators of every signature that this connection hasn't carried."""
+        lists = list(part.get("operators", ()))
+        there = self._told.union(_signatures(part))
+        for batch in part["batches"]:
+            signature = batch.get("signature")
+            if signature not in there:
+                there.add(signature)
+                operators = self.flops().operators(signature)
+                if operators is not None:
+                    lists.append(operators)
+        return {**part, "operators": lists} if lists else part
+
+    def _put(self, later: Callable[[], None]) -> None:
+        if self._queue is None:
+            import queue
+            import threading
+
+            self._queue = queue.Queue(_WAITING)
+            self._thread = threading.Thread(target=self._work, args=(self._queue,), name="prov4ml-flops", daemon=True)
+            self._thread.start()
+        try:
+            self._queue.put_nowait(later)
+        except Exception:  # queue.Full; the module is imported only where a thread is needed
+            self._client.drop()
+
+    def _work(self, waiting: queue.Queue[Callable[[], None] | None]) -> None:
+        while True:
+            later = waiting.get()
+            try:
+                if later is None:
+                    return
+                later()
+            except Exception:  # this thread must go on; the call is counted
+                self._client.drop()
+            finally:
+                waiting.task_done()
+
+    def finish(self, deadline: int) -> None:
+        """Waits for the calls whose cost is not known yet, until the deadline (monotonic ns)."""
+        thread, waiting = self._thread, self._queue
+        if thread is None or waiting is None or self._pid != os.getpid():
+            return
+        try:
+            waiting.put(None, timeout=_seconds(deadline))
+        except Exception:  # queue.Full: no end in sight
+            return
+        thread.join(_seconds(deadline))
+        self._thread = self._queue = None
+
+    def close(self, deadline: int) -> None:
+        """The process ends: what is being counted may take until the deadline, then its cost is said to be missing."""
+        if self._flops is not None and self._pid == os.getpid():
+            self._flops.close(_seconds(deadline))
+        self.finish(deadline + 1_000_000_000)
+
+
+def _seconds(deadline: int) -> float:
+    return max(0.0, (deadline - monotonic_ns()) / 1e9)
+
+
+def _missing(error: BaseException) -> dict[str, Any]:
+    """A cost that could not be counted, with the reason: absent is not zero."""
+    return {"count": {"missingReason": f"{type(error).__name__}: {error}"[:500]}}
+
+
+def _signatures(part: dict[str, Any]) -> list[str]:
+    """The signatures whose operators a part carries: one list for a batch, several for an epoch."""
+    lists = part.get("operators", ())
+    return [operators["signature"] for operators in ([lists] if isinstance(lists, dict) else lists)]
+
+
+def _text(part: dict[str, Any]) -> str:
+    """A part as text of a message's JSON object."""
+    try:
+        text = _wire.document(part)[1:-1]
+    except (TypeError, ValueError) as error:
+        text = _wire.document(_missing(error))[1:-1]
+    return f"{text}," if text else ""
