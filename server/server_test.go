@@ -103,6 +103,18 @@ type running struct {
 // start runs a server until the test ends.
 func start(t testing.TB, tracker *fakeTracker, change ...func(*Config)) *running {
 	t.Helper()
+	r := startUnmanaged(t, tracker, change...)
+	t.Cleanup(func() {
+		if err := r.stopFn(); err != nil {
+			t.Errorf("stop: %v", err)
+		}
+	})
+	return r
+}
+
+// startUnmanaged leaves stopping, and what it says, to the test.
+func startUnmanaged(t testing.TB, tracker *fakeTracker, change ...func(*Config)) *running {
+	t.Helper()
 	// t.TempDir has the test's name in it and may pass 107 bytes.
 	dir, err := os.MkdirTemp("", "p4")
 	if err != nil {
@@ -139,11 +151,7 @@ func start(t testing.TB, tracker *fakeTracker, change ...func(*Config)) *running
 		})
 		return stopErr
 	}
-	t.Cleanup(func() {
-		if err := r.stopFn(); err != nil {
-			t.Errorf("stop: %v", err)
-		}
-	})
+	t.Cleanup(func() { _ = r.stopFn() })
 	return r
 }
 
@@ -184,12 +192,15 @@ func (r *running) do(client *http.Client, path, contentType string, body []byte)
 	r.t.Helper()
 	res, err := client.Post("http://agent"+path, contentType, bytes.NewReader(body))
 	if err != nil {
-		r.t.Fatal(err)
+		// Not Fatal: this runs in goroutines too.
+		r.t.Error(err)
+		return answer{}
 	}
 	defer res.Body.Close()
 	data, err := io.ReadAll(res.Body)
 	if err != nil {
-		r.t.Fatal(err)
+		r.t.Error(err)
+		return answer{}
 	}
 	a := answer{status: res.StatusCode, raw: string(data)}
 	_ = json.Unmarshal(data, &a.body)
