@@ -217,6 +217,14 @@ func bags(o *Operator) cost {
 	return estimate(o, indices.elements().Times(uint64(w.Dims[1])), Number{})
 }
 
+// scattered is the recorded backward of a gather (embedding, index_select): one addition per element of the incoming gradient.
+func scattered(o *Operator) cost {
+	if len(o.Inputs) == 0 {
+		return unknownBecause("gradient is missing")
+	}
+	return estimate(o, o.Inputs[0].elements(), Number{})
+}
+
 // gradient is the recorded backward of an estimated operator: per element of its largest result, twice what the forward is.
 func gradient(operations uint64) formula {
 	return func(o *Operator) cost {

@@ -58,6 +58,11 @@ func atenFormula(base string) formula {
 
 // gradientFormula is the recorded backward of an estimated operator or of a copy.
 func gradientFormula(forward string) formula {
+	switch forward {
+	case "embedding_dense", "embedding", "index_select", "embedding_bag", "_embedding_bag", "_embedding_bag_dense", "_embedding_bag_per_sample_weights",
+		"gather", "max_pool2d", "max_pool2d_with_indices", "max_pool3d_with_indices", "value_selecting_reduction":
+		return scattered
+	}
 	switch {
 	case exactFormula(forward) != nil:
 		// An exact operator's backward has a formula of its own or is unknown.
@@ -71,8 +76,7 @@ func gradientFormula(forward string) formula {
 		return gradient(10)
 	case "_softmax", "_log_softmax", "_safe_softmax", "_masked_softmax", "_sparse_softmax":
 		return gradient(4)
-	case "embedding_dense", "embedding", "index_select", "_embedding_bag", "_embedding_bag_dense", "max_pool2d_with_indices",
-		"max_pool3d_with_indices", "max_pool2d", "threshold", "hardtanh", "leaky_relu", "sigmoid", "tanh", "nll_loss", "nll_loss2d",
+	case "threshold", "hardtanh", "leaky_relu", "sigmoid", "tanh", "nll_loss", "nll_loss2d",
 		"avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d", "unfold":
 		return gradient(1)
 	}
