@@ -1,0 +1,75 @@
+"""What one batch or one epoch of a model executes: operators with shapes, counted by the agent.
+
+This package is imported when a FLOPs function is called for the first time, never before. It needs the standard library
+only; torch is used when the user's program has imported it, and is never imported by us.
+
+What the client core calls
+==========================
+
+``batch_cost(model, batch) -> Cost`` and ``epoch_cost(model, dataset) -> Cost``
+    Neither raises, whatever it is given, and neither blocks on anything but its own work on the calling thread. A
+    ``Cost`` is done or will be:
+
+    * ``cost.done() -> bool``: whether ``result`` returns at once.
+    * ``cost.result(timeout=None) -> dict``: the fragment below; ``TimeoutError`` when it takes longer than ``timeout``
+      seconds. ``None`` waits for as long as it takes.
+    * ``cost.add_done_callback(fn)``: calls ``fn(cost)`` once, at once if it is done already, else on the thread that
+      completes it. ``fn`` must not block.
+
+    A fragment is merged into the request as it is; keys and values are protobuf's JSON mapping (lowerCamelCase names,
+    integers as numbers). For ``LogFlopsPerBatchRequest`` exactly one of::
+
+        {"operators": {...OperatorList...}}      the first time that this process asks for this signature
+        {"signature": "..."}                     every later time
+        {"count": {...FlopsCount...}}            JAX, Keras, a registered counter, or a model that is not torch's
+
+    and for ``LogFlopsPerEpochRequest`` any of::
+
+        {"operators": [{...}, ...], "batches": [{"signature": "...", "batches": 42}, ...],
+         "count": {...}, "incompleteReason": "..."}
+
+    Costs complete in the order of their calls, except those that wait for a step of the user's to be observed. Send
+    them in the order of the calls: a bare signature then always follows its operators.
+
+``operators(signature) -> dict | None``
+    The OperatorList of a signature that was handed out, to send again when the agent answers that it does not know it
+    (it was restarted, or the first message was dropped). None: no longer kept. A signature is a digest of the list's
+    content, so it means the same in every process.
+
+``close(seconds)``
+    At exit: waits at most ``seconds`` for running traces, ends those that take longer, and completes every open cost,
+    saying why it is missing. Call it before waiting for unsent calls. It is also registered with ``atexit`` with the
+    limit of ``PROV4ML_EXIT_SECONDS``; a second call does nothing.
+
+``register_counter(type, fn)``
+    Public API, to be re-exported: for models of ``type`` (subclasses too) the cost of a batch is ``fn(model, batch)``:
+    an int (FLOP of the call, 1 multiply-accumulate = 2), a pair ``(forward, backward)``, or a mapping with the keys
+    ``forward``, ``backward``, ``dtype``. It takes precedence over everything else. None as ``fn`` removes it.
+
+What it does to the training
+============================
+
+Nothing that training could notice. The model is never run, copied or switched: a *shadow* of it, with the same modules
+and no data, is traced on meta or fake tensors. Random generators, modes, hooks, gradients, statistics, optimizer state
+and device memory stay as they are, also when the model raises. ``tracer`` has the order of the rungs.
+
+What a known signature costs, and what it notices
+=================================================
+
+A call computes a key from the batch's shapes and dtypes, the model's train flag, the autocast setting and the
+``requires_grad`` bits of at most 128 parameter tensors (a rotating slice of a larger model). So:
+
+* a freeze or an unfreeze is noticed in the same call for a model of up to 128 parameter tensors, else within
+  ``ceil(parameter tensors / 128)`` calls;
+* a replaced parameter whose predecessor was released: in the same bound;
+* any other change of structure (a module added, a module's own train flag, a plain setting such as ``num_layers``):
+  within 128 calls, and whenever the model's train flag has changed.
+"""
+
+from __future__ import annotations
+
+from .cost import Cost
+from .counters import register_counter
+from .tracer import batch_cost, close, epoch_cost, operators
+
+__all__ = ["Cost", "batch_cost", "close", "epoch_cost", "operators", "register_counter"]

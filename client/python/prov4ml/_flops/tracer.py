@@ -1,0 +1,386 @@
+"""The order of the rungs, the cache of signatures, and the thread that traces.
+
+For a torch model, until one works:
+
+1. the user's registered counter;
+2. a trace of the shadow on meta tensors (with the values of short integer vectors where the forward wants them), then on
+   fake tensors;
+3. the user's own next step with these shapes, watched;
+4. a closed form from the model's configuration;
+5. the model's own ``flops(batch)``;
+6. nothing, with the reasons of all of these.
+
+For other models: the registered counter, JAX's or TensorFlow's own analysis, the model's own ``flops(batch)``.
+
+The shadow is built in the call, from the model as it is at that moment. The trace runs on one thread of our own, so that
+the first one, which makes torch import its compiler (a second), does not stall the training; a model whose code draws
+from Python's or numpy's generators is traced in the call instead, their state saved and restored.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import os
+import queue
+import sys
+import threading
+import weakref
+import zlib
+from collections import OrderedDict
+from typing import Any, Callable, Dict, List, Optional, Set
+
+from . import counters
+from .cost import Cost, Fragment
+
+_MAX_ENTRIES = 2048  # signatures kept per model; beyond, the oldest is forgotten and would be traced again
+_MAX_LISTS = 2048  # operator lists kept for sending again
+_MAX_WAITING = 64  # traces waiting for the thread; beyond, a batch is not counted and says so
+_MAX_MESSAGE_BYTES = 900 << 10  # of one operator list as JSON; the socket takes 1 MiB
+_MAX_OPERATORS = 20_000
+
+
+class Entry:
+    """One key of one model: a combination of shapes, settings and bits."""
+
+    __slots__ = ("autocast", "batch", "batch_size", "batches", "known", "missing", "signature", "waiting")
+
+    def __init__(self) -> None:
+        # The ready answer from the second time on.
+        self.known: Optional[Cost] = None
+        self.signature = ""
+        self.waiting: List[Cost] = []
+        self.batch: Any = None  # as blueprints
+        self.batch_size = 0
+        self.autocast = ""
+        # Batches logged since the model's last epoch.
+        self.batches = 0
+        # Whether it could not be counted.
+        self.missing = False
+
+
+class State:
+    """What is known about one model."""
+
+    def __init__(self, model: Any, forget: Callable[[Any], None]) -> None:
+        try:
+            self.model: Callable[[], Any] = weakref.ref(model, forget)
+        except TypeError:  # no weak references to this object
+            self.model = lambda: model
+        self.entries: OrderedDict[Any, Entry] = OrderedDict()
+        # Everything for torch models: torch_model.TorchModel.
+        self.torch: Any = None
+
+
+class Tracer:
+    """One process's cache of costs. Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._states: Dict[int, State] = {}
+        self._lists: OrderedDict[str, bytes] = OrderedDict()
+        self._handed: Set[str] = set()
+        self._jobs: queue.SimpleQueue[Optional[Callable[[], None]]] = queue.SimpleQueue()
+        self._waiting = 0
+        self._thread: Optional[threading.Thread] = None
+        self._closed = False
+        self.cancelled = False
+
+    # --- batches -------------------------------------------------------------------------------------------------------
+
+    def batch(self, model: Any, batch: Any) -> Cost:
+        """The cost of one batch."""
+        state = self.state(model)
+        if state.torch is None:
+            return self._other(state, model, batch)
+        key = state.torch.key(model, batch)
+        entry = state.entries.get(key)
+        if entry is not None:
+            entry.batches += 1
+            known = entry.known
+            if known is not None:
+                return known
+        return self._slow(state, model, batch, key)
+
+    def state(self, model: Any) -> State:
+        """What is known about a model."""
+        state = self._states.get(id(model))
+        return state if state is not None and state.model() is model else self._new_state(model)
+
+    def shape(self, state: State, model: Any, shape: Any) -> Cost:
+        """The cost of one batch of an epoch: an entry that is known, or a captured batch. It counts no batch."""
+        key = state.torch.key(model, shape.batch if isinstance(shape, Entry) else shape)
+        if isinstance(shape, Entry):
+            # As it was logged: the epoch's call is made outside of the step's autocast.
+            key = (key[0], key[1], shape.autocast, key[3])
+            shape = shape.batch
+        entry = state.entries.get(key)
+        if entry is not None and entry.known is not None:
+            return entry.known
+        return self._slow(state, model, shape, key)
+
+    def _new_state(self, model: Any) -> State:
+        number = id(model)
+
+        def forget(_: Any) -> None:
+            self._states.pop(number, None)
+
+        state = State(model, forget)
+        torch: Any = sys.modules.get("torch")
+        if torch is not None and isinstance(model, torch.nn.Module) and counters.registered(model) is None:
+            from .torch_model import TorchModel
+
+            state.torch = TorchModel(model)
+        self._states[number] = state
+        return state
+
+    def _slow(self, state: State, model: Any, batch: Any, key: Any) -> Cost:
+        cost = Cost()
+        with self._lock:
+            entry = state.entries.get(key)
+            if entry is not None:
+                if entry.signature:
+                    cost.complete(self._answer(entry))
+                else:
+                    entry.waiting.append(cost)
+                return cost
+            entry = self._entry(state, key)
+            entry.batches += 1
+            entry.waiting.append(cost)
+        self._start(state, model, batch, key, entry)
+        return cost
+
+    def _entry(self, state: State, key: Any) -> Entry:
+        entry = state.entries[key] = Entry()
+        if len(state.entries) > _MAX_ENTRIES:
+            _, oldest = state.entries.popitem(last=False)
+            self.settle(oldest, {"missingReason": "more batch shapes than are kept"})
+        return entry
+
+    def _start(self, state: State, model: Any, batch: Any, key: Any, entry: Entry) -> None:
+        try:
+            job = state.torch.job(model, batch, key)
+        except Exception as err:  # noqa: BLE001 - the user's objects may do anything when they are read
+            self.settle(entry, {"missingReason": f"the batch could not be read: {type(err).__name__}: {err}"[:1000]})
+            return
+        entry.batch = job.plan
+        entry.batch_size = job.batch_size
+        entry.autocast = key[2]
+
+        def settle(operators: Dict[str, Any]) -> str:
+            return self.settle(entry, operators)
+
+        job.settle = settle
+        job.cancelled = lambda: self.cancelled
+        if job.on_training_thread:
+            job.run()
+        else:
+            self.submit(entry, job.run)
+
+    def submit(self, entry: Entry, run: Callable[[], None]) -> None:
+        """Runs on the tracing thread, in the order of the calls."""
+        with self._lock:
+            if self._closed:
+                self.settle(entry, {"missingReason": "the process was ending"})
+                return
+            if self._waiting >= _MAX_WAITING:
+                self.settle(entry, {"missingReason": f"{_MAX_WAITING} other batch shapes were waiting to be traced"})
+                return
+            self._waiting += 1
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="prov4ml-flops", daemon=True)
+                self._thread.start()
+        self._jobs.put(run)
+
+    def _work(self) -> None:
+        while True:
+            job = self._jobs.get()
+            if job is None:
+                return
+            try:
+                job()
+            finally:
+                with self._lock:
+                    self._waiting -= 1
+
+    def settle(self, entry: Entry, operators: Dict[str, Any]) -> str:
+        """Takes the operator list of an entry, answers everyone who waits for it, and says its signature."""
+        operators.setdefault("operators", [])
+        text = _fit(operators)
+        signature = hashlib.blake2b(text, digest_size=16).hexdigest()
+        operators["signature"] = signature
+        with self._lock:
+            self._keep(signature, text)
+            entry.signature = signature
+            entry.batch_size = int(operators.get("batchSize", 0)) or entry.batch_size
+            entry.missing = "missingReason" in operators
+            waiting, entry.waiting = entry.waiting, []
+            answers = [(cost, self._answer(entry, operators)) for cost in waiting]
+        for cost, fragment in answers:
+            cost.complete(fragment)
+        return signature
+
+    def _answer(self, entry: Entry, operators: Optional[Dict[str, Any]] = None) -> Fragment:
+        signature = entry.signature
+        if entry.known is None:
+            entry.known = Cost({"signature": signature})
+        if signature in self._handed:
+            return entry.known.result()
+        self._handed.add(signature)
+        return {"operators": operators if operators is not None else self.operators(signature)}
+
+    def _keep(self, signature: str, text: bytes) -> None:
+        if signature not in self._lists:
+            self._lists[signature] = zlib.compress(text, 1)
+            if len(self._lists) > _MAX_LISTS:
+                self._lists.popitem(last=False)
+
+    def operators(self, signature: str) -> Optional[Dict[str, Any]]:
+        """The list behind a signature, while it is kept."""
+        packed = self._lists.get(signature)
+        if packed is None:
+            return None
+        operators: Dict[str, Any] = json.loads(zlib.decompress(packed))
+        operators["signature"] = signature
+        return operators
+
+    # --- models that are not torch's -----------------------------------------------------------------------------------
+
+    def _other(self, state: State, model: Any, batch: Any) -> Cost:
+        fn = counters.registered(model)
+        if fn is not None:
+            return Cost({"count": counters.user_count(fn, model, batch)})
+        if counters.is_jax(model):
+            return self._analysis(state, batch, counters.jax_arguments, lambda a: counters.jax_count(model, *a))
+        if counters.is_keras(model):
+            return self._analysis(state, batch, counters.keras_specs, lambda a: counters.keras_count(model, a))
+        own = counters.own_method(model)
+        if own is not None:
+            return Cost({"count": counters.user_count(own, batch)})
+        kind = type(model).__name__
+        reason = f"a {kind} is no model that can be counted: register_counter({kind}, fn) or a flops(batch) method can"
+        return Cost({"count": counters.missing("", reason)})
+
+    def _analysis(
+        self, state: State, batch: Any, shapes: Callable[[Any], Any], count: Callable[[Any], counters.Count]
+    ) -> Cost:
+        """A framework's own analysis, once for each input signature."""
+        try:
+            arguments = shapes(batch)
+            key = repr(arguments)[:4096]
+        except Exception as err:  # noqa: BLE001 - the framework's own code runs here
+            return Cost({"count": counters.missing("", f"the batch has no shapes: {type(err).__name__}: {err}")})
+        entry = state.entries.get(key)
+        if entry is None:
+            with self._lock:
+                entry = self._entry(state, key)
+            entry.known = Cost({"count": count(arguments)})
+        entry.batches += 1
+        assert entry.known is not None
+        return entry.known
+
+    # --- the end -------------------------------------------------------------------------------------------------------
+
+    def close(self, seconds: float) -> None:
+        """Waits for traces, ends the late ones, completes every open cost."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            thread = self._thread
+        if thread is not None:
+            self._jobs.put(None)
+            thread.join(max(seconds, 0.0))
+            if thread.is_alive():
+                self.cancelled = True
+                thread.join(5.0)
+        for state in list(self._states.values()):
+            if state.torch is not None:
+                state.torch.close()
+            for entry in list(state.entries.values()):
+                if not entry.signature and entry.waiting:
+                    self.settle(entry, {"missingReason": "the process ended before this could be counted"})
+
+    def forked(self) -> None:
+        """In a forked child: threads, locks and open costs stay with the parent; what was handed out was the parent's."""
+        self._lock = threading.RLock()
+        self._jobs = queue.SimpleQueue()
+        self._waiting = 0
+        self._thread = None
+        self._handed = set()
+        for state in self._states.values():
+            for key in [key for key, entry in state.entries.items() if not entry.signature and entry.known is None]:
+                del state.entries[key]
+            for entry in state.entries.values():
+                entry.batches = 0
+                if entry.signature:
+                    entry.known = None
+
+
+def _fit(operators: Dict[str, Any]) -> bytes:
+    """The list as canonical JSON, made coarser until the socket takes it."""
+    text = _json(operators)
+    if len(text) <= _MAX_MESSAGE_BYTES and len(operators["operators"]) <= _MAX_OPERATORS:
+        return text
+    operators.setdefault("notes", []).append("operators are not told apart by module: the list was too long")
+    merged: Dict[bytes, Dict[str, Any]] = {}
+    for operator in operators["operators"]:
+        operator = {key: value for key, value in operator.items() if key != "module"}
+        count = operator.pop("count", 1)
+        known = merged.setdefault(_json(operator), operator)
+        known["count"] = known.get("count", 0) + count
+    operators["operators"] = list(merged.values())
+    text = _json(operators)
+    if len(text) > _MAX_MESSAGE_BYTES or len(operators["operators"]) > _MAX_OPERATORS:
+        reason = f"the operator list is too long to send: {len(operators['operators'])} different ones"
+        operators["missingReason"], operators["operators"] = reason, []
+        text = _json(operators)
+    return text
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
+
+
+def _exit_seconds() -> float:
+    try:
+        return float(os.environ.get("PROV4ML_EXIT_SECONDS", "30"))
+    except ValueError:
+        return 30.0
+
+
+_tracer = Tracer()
+
+
+def batch_cost(model: Any, batch: Any) -> Cost:
+    """The cost of one batch; see the package for what a Cost is. Never raises."""
+    try:
+        return _tracer.batch(model, batch)
+    except Exception as err:  # noqa: BLE001 - nothing may reach the training
+        return Cost({"count": counters.missing("", f"prov4ml failed: {type(err).__name__}: {err}")})
+
+
+def epoch_cost(model: Any, dataset: Any) -> Cost:
+    """The a-priori cost of one epoch over a dataset or loader; see the package. Never raises."""
+    from . import epochs
+
+    try:
+        return epochs.epoch(_tracer, model, dataset)
+    except Exception as err:  # noqa: BLE001 - nothing may reach the training
+        return Cost({"incompleteReason": f"prov4ml failed: {type(err).__name__}: {err}"[:1000]})
+
+
+def operators(signature: str) -> Optional[Dict[str, Any]]:
+    """The operator list of a signature that was handed out; None when it is no longer kept."""
+    return _tracer.operators(signature)
+
+
+def close(seconds: float) -> None:
+    """Ends tracing; see the package."""
+    _tracer.close(seconds)
+
+
+atexit.register(lambda: _tracer.close(_exit_seconds()))
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_tracer.forked)

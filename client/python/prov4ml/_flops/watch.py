@@ -1,0 +1,88 @@
+"""Notices when a model is no longer the one that was traced, for microseconds a call.
+
+A full walk over the modules gives a digest of everything that a trace depends on: classes, train flags, shapes and
+``requires_grad`` bits of the parameters, plain settings. Between walks each call reads the bits of up to 128 parameter
+tensors, the next ones each time. A walk follows when a bit differs or a tensor is gone, when the model's train flag has
+changed, and every 128 calls.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Dict, FrozenSet, List, Tuple
+
+import torch
+
+SLICE = 128
+CALLS = 128
+
+
+class Watch:
+    """Evidence about one model. Used by one thread at a time."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.digest = 0
+        # Settings (path, name) that change while the cost does not: step counters.
+        self.volatile: FrozenSet[Tuple[int, str]] = frozenset()
+        self.changed: FrozenSet[Tuple[int, str]] = frozenset()
+        self.device = "cpu"
+        self._settings: Dict[Tuple[int, str], Any] = {}
+        self._slices: List[Tuple[List[Any], List[bool]]] = [([], [])]
+        self._next = 0
+        self._calls = 0
+        self._training = model.training
+        self.walk(model)
+
+    def check(self, model: torch.nn.Module) -> int:
+        """The digest as of this call, within the bounds above."""
+        self._calls += 1
+        if self._calls >= CALLS or model.training is not self._training:
+            return self.walk(model)
+        references, bits = self._slices[self._next]
+        try:
+            if [reference().requires_grad for reference in references] != bits:
+                return self.walk(model)
+        except AttributeError:  # a parameter that is gone
+            return self.walk(model)
+        if len(self._slices) > 1:
+            self._next = (self._next + 1) % len(self._slices)
+        return self.digest
+
+    def walk(self, model: torch.nn.Module) -> int:
+        """The digest by a full walk."""
+        self._calls = 0
+        self._training = model.training
+        parts: List[Any] = []
+        parameters: List[torch.nn.Parameter] = []
+        settings: Dict[Tuple[int, str], Any] = {}
+        for number, module in enumerate(model.modules()):
+            entries = module.__dict__
+            parts.append((type(module), module.training))
+            for name, parameter in entries["_parameters"].items():
+                if parameter is not None:
+                    parameters.append(parameter)
+                    parts.append((name, tuple(parameter.shape), parameter.dtype, parameter.requires_grad))
+            for name, value in entries.items():
+                if type(value) in (int, bool, str) and name[0] != "_" and name != "training":
+                    settings[number, name] = value
+        previous = self._settings
+        self.changed = frozenset(
+            key for key in settings.keys() | previous.keys() if previous and settings.get(key) != previous.get(key)
+        )
+        self._settings = settings
+        parts.append(frozenset(item for item in settings.items() if item[0] not in self.volatile))
+        self.digest = hash(tuple(parts))
+        self.device = parameters[0].device.type if parameters else "cpu"
+        self._slices = [
+            (
+                [weakref.ref(parameter) for parameter in parameters[start : start + SLICE]],
+                [parameter.requires_grad for parameter in parameters[start : start + SLICE]],
+            )
+            for start in range(0, max(len(parameters), 1), SLICE)
+        ]
+        self._next = 0
+        return self.digest
+
+    def forgive(self, keys: FrozenSet[Tuple[int, str]]) -> None:
+        """Leaves settings out of later digests: they changed, the cost did not."""
+        self.volatile |= keys
