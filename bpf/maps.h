@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//
+// The maps that the programs share, and how a value reaches the sums of a tree. Every object file that includes this
+// declares all of them; the loader makes each once and gives it to all objects. README.md has the table.
+#ifndef PROV4ML_MAPS_H
+#define PROV4ML_MAPS_H
+
+#include "kernel.h"
+
+#define MAX_TREES 4096
+#define MAX_MEMBERS 4096
+#define MAX_DEVICES 1024
+#define MAX_INODES 65536
+#define MAX_PAGES 262144
+#define MAX_THREADS 8192
+#define MAX_FORWARDS 16384
+#define MAX_CPUS 4096
+
+// Tree 0 is every process in no tree. These are what else can own a page.
+#define TREE_UNKNOWN 0xffffffffU
+#define TREE_LOWER 0xfffffffeU
+#define TREE_METADATA 0xfffffffdU
+#define TREE_SWAP 0xfffffffcU
+#define TREE_SPECIAL 0xfffffff0U
+
+const volatile __u32 page_shift = 12;
+const volatile __u32 cpus = 1;
+
+// What a process has used since it was forked; the sum over its threads, the exited included.
+struct usage {
+	__u64 rchar;
+	__u64 wchar;
+	__u64 minor_faults;
+	__u64 major_faults;
+	__u64 cpu_nanos;
+};
+
+// The sums of one tree on one CPU. The reader adds the CPUs up. folds_begun and folds_done bracket every move of a
+// process's share into or out of the tree: a reader that sees them differ, or change, reads again.
+struct sums {
+	__u64 read_bytes;
+	__u64 write_bytes;
+	__u64 read_ops;
+	__u64 write_ops;
+	__u64 metadata_write_bytes;
+	__u64 dirtied_bytes;
+	__u64 dirtied_written_bytes;
+	__u64 cache_miss_bytes;
+	__u64 reclaim_nanos;
+	__u64 processes_exited;
+	__u64 exited_peak_pages;
+	struct usage exited;
+	__u64 folds_begun;
+	__u64 folds_done;
+};
+
+struct histograms {
+	__u64 read[64];
+	__u64 write[64];
+};
+
+enum write_class {
+	CLASS_TREES,
+	CLASS_OTHER,
+	CLASS_METADATA,
+	CLASS_SWAP,
+	CLASS_LOWER,
+	CLASS_ZEROES,
+	CLASS_UNATTRIBUTED,
+	CLASSES,
+};
+
+// Bytes of one device on one CPU; the classes of a direction add up to what /sys/block/X/stat says.
+struct device {
+	__u64 write_bytes[CLASSES];
+	__u64 read_bytes[CLASSES];
+};
+
+enum loss {
+	LOSS_MEMBERS, // a tree has more processes than its member map holds
+	LOSS_TREES,   // a task's tree id could not be stored
+	LOSS_INODES,  // the map of dirty inodes is full
+	LOSS_PAGES,   // the map of dirty pages is full
+	LOSS_DEVICES, // the map of devices is full
+	LOSS_WALK,    // a bio with more than MAX_STEPS folios
+	LOSS_RACE,    // a process's share was moved twice at the same time
+	LOSS_RECLAIM, // the map of stalled tasks is full
+	LOSS_LATENCY, // a map of requests in flight is full
+	LOSSES,
+};
+
+// A process: the value of its group leader's task storage.
+struct proc {
+	__u32 tree;
+	__u32 lock;
+	__u32 folded; // it has exited, and base is in the tree's sums
+	__u32 pad;
+	struct usage base; // not, or no longer, this tree's
+	__u64 exited_rchar; // of its threads that have exited
+	__u64 exited_wchar;
+};
+
+struct member {
+	__u64 start_nanos;
+	__u32 tgid;
+	__u32 pad;
+};
+
+struct inode_owner {
+	__u32 tree;
+	__u32 epoch;
+	__u64 number;
+	__u32 generation;
+	__u32 foreign; // some page has an entry of its own
+};
+
+struct page_key {
+	__u64 inode;
+	__u64 index;
+};
+
+struct page_owner {
+	__u32 tree;
+	__u32 epoch;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct proc);
+} procs SEC(".maps");
+
+// Processes whose leader thread exited before the others, by tgid: an exec by another thread makes a new leader.
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct proc);
+} leaderless SEC(".maps");
+
+struct members_of_tree {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_MEMBERS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(key_size, sizeof(struct member));
+	__uint(value_size, sizeof(__u32));
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
+	__uint(max_entries, MAX_TREES);
+	__type(key, __u32);
+	__array(values, struct members_of_tree);
+} members SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, MAX_TREES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct sums);
+} trees SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, MAX_TREES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct histograms);
+} latencies SEC(".maps");
+
+// Released trees: who answers for what they still own.
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_FORWARDS);
+	__type(key, __u32);
+	__type(value, __u32);
+} forwards SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, MAX_DEVICES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct device);
+} devices SEC(".maps");
+
+// All devices together.
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct device);
+} node SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_INODES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, struct inode_owner);
+} inodes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_PAGES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct page_key);
+	__type(value, struct page_owner);
+} pages SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, LOSSES);
+	__type(key, enum loss);
+	__type(value, __u64);
+} losses SEC(".maps");
+
+static __always_inline void add(__u64 *cell, __u64 n)
+{
+	// Atomic, because a program in interrupt context may run in the middle of one in process context.
+	__sync_fetch_and_add(cell, n);
+}
+
+// The address in a pointer, as a number that the verifier does not follow.
+static __always_inline __u64 address_of(const void *pointer)
+{
+	__u64 address = 0;
+	bpf_probe_read_kernel(&address, sizeof(address), &pointer);
+	return address;
+}
+
+static __always_inline void lose(enum loss what)
+{
+	__u64 *n = bpf_map_lookup_elem(&losses, &what);
+	if (n)
+		add(n, 1);
+}
+
+// The tree that answers for an id: the id itself, or what it was released to. 0 when none does.
+static __noinline __u32 answering(__u32 tree)
+{
+#pragma unroll
+	for (int i = 0; i < 8; i++) {
+		__u32 *next = bpf_map_lookup_elem(&forwards, &tree);
+		if (!next)
+			return tree;
+		tree = *next;
+		if (!tree)
+			return 0;
+	}
+	return 0;
+}
+
+static __always_inline struct sums *sums_of(__u32 tree)
+{
+	if (!tree)
+		return NULL;
+	struct sums *s = bpf_map_lookup_elem(&trees, &tree);
+	if (s)
+		return s;
+	tree = answering(tree);
+	return bpf_map_lookup_elem(&trees, &tree);
+}
+
+static __always_inline struct proc *proc_of(struct task_struct *task)
+{
+	return bpf_task_storage_get(&procs, task->group_leader, 0, 0);
+}
+
+static __always_inline __u32 tree_of(struct task_struct *task)
+{
+	struct proc *p = proc_of(task);
+	return p ? p->tree : 0;
+}
+
+#endif

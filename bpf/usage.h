@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//
+// What a process has used, and how its share moves between trees.
+//
+// The kernel keeps the numbers of a thread in the thread until it is released, and adds them to the process's signal_struct
+// then, under signal->stats_lock. So the sum over a process is signal_struct + its threads, read like thread_group_cputime()
+// does: again when the lock's count has changed.
+//
+// Not so rchar and wchar: wait() adds those of a reaped child to the parent's signal_struct too. They are added up here when
+// a thread exits, from which moment on PF_EXITING keeps the thread out of the walk; nothing reads or writes after that.
+#ifndef PROV4ML_USAGE_H
+#define PROV4ML_USAGE_H
+
+#include "maps.h"
+
+struct thread_walk {
+	__u64 node; // of the next thread
+	__u64 head;
+	__u64 mm; // of any thread that still has one
+	__u64 mm_task; // that thread
+	__s64 rss[4];	   // not yet added to the mm, before 6.2
+	struct usage used;
+};
+
+static __always_inline void add_thread(struct thread_walk *w, struct task_struct *t)
+{
+	if (!(BPF_CORE_READ(t, flags) & PF_EXITING)) {
+		__u64 io[2] = {};
+		bpf_core_read(io, sizeof(io), &t->ioac);
+		w->used.rchar += io[0];
+		w->used.wchar += io[1];
+	}
+	w->used.minor_faults += BPF_CORE_READ(t, min_flt);
+	w->used.major_faults += BPF_CORE_READ(t, maj_flt);
+	w->used.cpu_nanos += BPF_CORE_READ(t, se.sum_exec_runtime);
+	__u64 mm = (__u64)BPF_CORE_READ(t, mm);
+	if (mm) {
+		w->mm = mm;
+		w->mm_task = (__u64)t;
+	}
+	struct task_struct___rss *old = (void *)t;
+	if (bpf_core_field_exists(old->rss_stat)) {
+		int part[4] = {};
+		bpf_core_read(part, sizeof(part), &old->rss_stat.count);
+		for (int i = 0; i < 4; i++)
+			w->rss[i] += part[i];
+	}
+}
+
+static long add_next_thread(__u32 i, struct thread_walk *w)
+{
+	if (w->node == w->head || !w->node)
+		return 1;
+	struct task_struct *t = (void *)(w->node - bpf_core_field_offset(struct task_struct, thread_node));
+	add_thread(w, t);
+	w->node = (__u64)BPF_CORE_READ(t, thread_node.next);
+	return 0;
+}
+
+static __always_inline void add_exited_threads(struct thread_walk *w, struct signal_struct *sig, struct proc *p)
+{
+	w->used.rchar = p->exited_rchar;
+	w->used.wchar = p->exited_wchar;
+	w->used.minor_faults = BPF_CORE_READ(sig, min_flt);
+	w->used.major_faults = BPF_CORE_READ(sig, maj_flt);
+	w->used.cpu_nanos = BPF_CORE_READ(sig, sum_sched_runtime);
+}
+
+static __always_inline __u32 lock_count(struct signal_struct *sig)
+{
+	__u32 count = 0;
+	bpf_core_read(&count, sizeof(count), &sig->stats_lock);
+	return count;
+}
+
+// Reads what the process of this group leader has used. The caller holds the RCU read lock.
+static __noinline void read_usage(struct task_struct *leader, struct proc *p, struct thread_walk *w)
+{
+	struct signal_struct *sig = BPF_CORE_READ(leader, signal);
+	__u64 head = (__u64)__builtin_preserve_access_index(&sig->thread_head);
+
+	for (int try = 0; try < 3; try++) {
+		__u32 before = lock_count(sig);
+		w->mm = 0;
+		for (int i = 0; i < 4; i++)
+			w->rss[i] = 0;
+		w->head = head;
+		add_exited_threads(w, sig, p);
+		w->node = (__u64)BPF_CORE_READ(sig, thread_head.next);
+		bpf_loop(MAX_THREADS, add_next_thread, w, 0);
+		if (!(before & 1) && lock_count(sig) == before)
+			return;
+	}
+}
+
+static __always_inline void add_usage(struct usage *to, struct usage *now, struct usage *base)
+{
+	add(&to->rchar, now->rchar - base->rchar);
+	add(&to->wchar, now->wchar - base->wchar);
+	add(&to->minor_faults, now->minor_faults - base->minor_faults);
+	add(&to->major_faults, now->major_faults - base->major_faults);
+	add(&to->cpu_nanos, now->cpu_nanos - base->cpu_nanos);
+}
+
+// Two programs move a process's share at the same time only when it exits while a tree is made around it.
+static __always_inline bool lock_proc(struct proc *p)
+{
+	for (int i = 0; i < 128; i++)
+		if (__sync_val_compare_and_swap(&p->lock, 0, 1) == 0)
+			return true;
+	lose(LOSS_RACE);
+	return false;
+}
+
+static __always_inline void unlock_proc(struct proc *p)
+{
+	__sync_val_compare_and_swap(&p->lock, 1, 0);
+}
+
+static __always_inline void add_member(__u32 tree, struct member *m)
+{
+	void *of_tree = bpf_map_lookup_elem(&members, &tree);
+	if (!of_tree)
+		return;
+	__u32 one = 1;
+	if (bpf_map_update_elem(of_tree, m, &one, BPF_ANY))
+		lose(LOSS_MEMBERS);
+}
+
+static __always_inline void remove_member(__u32 tree, struct member *m)
+{
+	void *of_tree = bpf_map_lookup_elem(&members, &tree);
+	if (of_tree)
+		bpf_map_delete_elem(of_tree, m);
+}
+
+#endif

@@ -1,0 +1,301 @@
+package process
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"os"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/prov4ml/agent/bpf"
+	"github.com/prov4ml/agent/probes"
+	"github.com/prov4ml/agent/record"
+)
+
+// group is a group of values of a Snapshot.
+type group uint8
+
+const (
+	groupDisk group = iota
+	groupDirty
+	groupLatency
+	groupTask
+	groupMemory
+	groupReclaim
+	groups
+)
+
+// program is one BPF program and what depends on it. Where kernels differ there are several variants for one event, and the
+// kernel's own BTF decides (fits).
+type program struct {
+	label string
+	load  func() (*ebpf.CollectionSpec, error)
+	name  string
+	// event is the tracepoint; empty for iterators and programs that the agent runs.
+	event string
+	// fits says whether this variant is written for the prototype of the event; nil = for any.
+	fits func(*prototypes) bool
+	// needed are the groups that cannot be had without it.
+	needed []group
+}
+
+func programs() []program {
+	all := []group{groupDisk, groupDirty, groupLatency, groupTask, groupMemory, groupReclaim}
+	return []program{
+		// Forks last of the three: a tree grows only when its ends are seen too.
+		{label: "process free", load: bpf.LoadLineage, name: bpf.LineageProgLineageFree, event: "sched_process_free", needed: all},
+		{label: "process exit", load: bpf.LoadLineage, name: bpf.LineageProgLineageExit, event: "sched_process_exit", needed: all},
+		{label: "process exec", load: bpf.LoadLineage, name: bpf.LineageProgLineageExec, event: "sched_process_exec", needed: all},
+		{label: "process fork", load: bpf.LoadLineage, name: bpf.LineageProgLineageFork, event: "task_newtask", needed: all},
+		{label: "present processes", load: bpf.LoadAdopt, name: bpf.AdoptProgAdopt, needed: all},
+		{label: "per-CPU counters", load: bpf.LoadLive, name: bpf.LiveProgLearnOffsets, needed: []group{groupMemory}},
+		{label: "task counters and memory", load: bpf.LoadLive, name: bpf.LiveProgReadLive, needed: []group{groupTask, groupMemory}},
+		{
+			label: "dirty pages", load: bpf.LoadDirty, name: bpf.DirtyProgDirtyFolio, event: "writeback_dirty_folio",
+			fits: func(p *prototypes) bool { return p.has("writeback_dirty_folio") }, needed: []group{groupDirty},
+		},
+		{
+			label: "dirty pages", load: bpf.LoadDirty, name: bpf.DirtyProgDirtyPage, event: "writeback_dirty_page",
+			fits: func(p *prototypes) bool { return !p.has("writeback_dirty_folio") }, needed: []group{groupDirty},
+		},
+		{label: "owners of clean pages", load: bpf.LoadDirty, name: bpf.DirtyProgSweep},
+		{
+			label: "block I/O", load: bpf.LoadBlock, name: bpf.BlockProgBlockQueue, event: "block_bio_queue",
+			fits: func(p *prototypes) bool { return p.takes("block_bio_queue", "bio") }, needed: []group{groupDisk, groupDirty},
+		},
+	}
+}
+
+// prototypes answers from the kernel's BTF what a tracepoint passes: the typedef btf_trace_NAME is a pointer to its function.
+type prototypes struct{ kernel *btf.Spec }
+
+func (p *prototypes) function(event string) *btf.FuncProto {
+	var typedef *btf.Typedef
+	if p.kernel == nil || p.kernel.TypeByName("btf_trace_"+event, &typedef) != nil {
+		return nil
+	}
+	pointer, ok := typedef.Type.(*btf.Pointer)
+	if !ok {
+		return nil
+	}
+	function, _ := pointer.Target.(*btf.FuncProto)
+	return function
+}
+
+func (p *prototypes) has(event string) bool { return p.function(event) != nil }
+
+// takes says whether the event's arguments start with pointers to these structs.
+func (p *prototypes) takes(event string, structs ...string) bool {
+	function := p.function(event)
+	if function == nil || len(function.Params) < 1+len(structs) {
+		return false
+	}
+	for i, name := range structs {
+		// The first parameter is the registration's data.
+		pointer, ok := btf.UnderlyingType(function.Params[1+i].Type).(*btf.Pointer)
+		if !ok {
+			return false
+		}
+		target, ok := btf.UnderlyingType(pointer.Target).(*btf.Struct)
+		if !ok || target.Name != name {
+			return false
+		}
+	}
+	return true
+}
+
+// loaded is everything of ours in the kernel.
+type loaded struct {
+	maps     map[string]*ebpf.Map
+	programs map[string]*ebpf.Program
+	links    []link.Link
+	cache    *btf.Cache
+	cpus     int
+	status   []probes.Status
+	// reasons of the groups that cannot be had; empty = can.
+	reasons [groups]string
+	// events of the attached programs, by name of the program.
+	attached map[string]bool
+}
+
+// load puts each program into the kernel and attaches it. A program that fails leaves a line in status and its groups without eBPF;
+// nothing else.
+func load() *loaded {
+	l := &loaded{maps: map[string]*ebpf.Map{}, programs: map[string]*ebpf.Program{}, attached: map[string]bool{}, cache: btf.NewCache()}
+	kernel, err := l.cache.Kernel()
+	if err != nil {
+		l.refuse(fmt.Errorf("read kernel BTF: %w", err))
+		return l
+	}
+	if l.cpus, err = ebpf.PossibleCPU(); err != nil {
+		l.refuse(fmt.Errorf("count CPUs: %w", err))
+		return l
+	}
+	known := &prototypes{kernel}
+	for _, p := range programs() {
+		if p.fits != nil && !p.fits(known) {
+			continue
+		}
+		if p.event != "" && !known.has(p.event) {
+			l.report(p, fmt.Errorf("tracepoint %s: %w", p.event, ErrUnsupported))
+			continue
+		}
+		l.report(p, l.add(p))
+	}
+	// A variant must have fitted for each event of which there are several.
+	for event, label := range map[string]string{"block_bio_queue": "block I/O"} {
+		if known.has(event) && !l.mentioned(label) {
+			l.report(program{label: label, event: event, needed: []group{groupDisk, groupDirty}},
+				fmt.Errorf("arguments of tracepoint %s: %w", event, ErrUnsupported))
+		}
+	}
+	return l
+}
+
+func (l *loaded) mentioned(label string) bool {
+	for i := range l.status {
+		if strings.HasPrefix(l.status[i].Name, label) {
+			return true
+		}
+	}
+	return false
+}
+
+// refuse reports that nothing can be loaded.
+func (l *loaded) refuse(err error) {
+	for _, p := range programs() {
+		if p.fits == nil || !l.mentioned(p.label) {
+			l.report(p, err)
+		}
+	}
+}
+
+func (l *loaded) report(p program, err error) {
+	line := probes.Status{Name: p.label, OK: err == nil, Source: record.Source_EBPF}
+	if p.event != "" {
+		line.Name += " (" + p.event + ")"
+	}
+	if err != nil {
+		line.Source = record.Source_PROCFS
+		line.Reason, line.Cure = reasonOf(err), cureOf(err)
+		for _, g := range p.needed {
+			if l.reasons[g] == "" {
+				l.reasons[g] = line.Name + ": " + line.Reason
+			}
+		}
+	}
+	l.status = append(l.status, line)
+}
+
+// add loads one program, with the maps that the ones before it made, and attaches it.
+func (l *loaded) add(p program) error {
+	spec, err := p.load()
+	if err != nil {
+		return fmt.Errorf("read object: %w", err)
+	}
+	for name := range spec.Programs {
+		if name != p.name {
+			delete(spec.Programs, name)
+		}
+	}
+	pageShift := bits.TrailingZeros(uint(os.Getpagesize()))
+	if err := errors.Join(spec.Variables["page_shift"].Set(uint32(pageShift)), spec.Variables["cpus"].Set(uint32(l.cpus))); err != nil {
+		return fmt.Errorf("set constants: %w", err)
+	}
+	shared := map[string]*ebpf.Map{}
+	for name := range spec.Maps {
+		if m := l.maps[name]; m != nil && !strings.HasPrefix(name, ".") {
+			shared[name] = m
+		}
+	}
+	made, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: shared, Cache: l.cache})
+	if err != nil {
+		return err
+	}
+	defer made.Close()
+	for name := range made.Maps {
+		if l.maps[name] == nil && !strings.HasPrefix(name, ".") {
+			l.maps[name] = made.DetachMap(name)
+		}
+	}
+	loadedProgram := made.DetachProgram(p.name)
+	l.programs[p.name] = loadedProgram
+	if p.event == "" {
+		return nil
+	}
+	attached, err := link.AttachTracing(link.TracingOptions{Program: loadedProgram, AttachType: ebpf.AttachTraceRawTp})
+	if err != nil {
+		return fmt.Errorf("attach: %w", err)
+	}
+	l.links = append(l.links, attached)
+	l.attached[p.name] = true
+	return nil
+}
+
+func (l *loaded) close() error {
+	var err error
+	for _, attached := range l.links {
+		err = errors.Join(err, attached.Close())
+	}
+	for _, p := range l.programs {
+		err = errors.Join(err, p.Close())
+	}
+	for _, m := range l.maps {
+		err = errors.Join(err, m.Close())
+	}
+	return err
+}
+
+// reasonOf is one line: a verifier's log is not for users.
+func reasonOf(err error) string {
+	var verifier *ebpf.VerifierError
+	if errors.As(err, &verifier) {
+		return fmt.Sprintf("the kernel's verifier refused the program: %v", verifier.Cause)
+	}
+	return err.Error()
+}
+
+// cureOf says what the user can do about it.
+func cureOf(err error) string {
+	var verifier *ebpf.VerifierError
+	switch {
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES) && !errors.As(err, &verifier):
+		if mode, readErr := os.ReadFile("/sys/kernel/security/lockdown"); readErr == nil && strings.Contains(string(mode), "[confidentiality]") {
+			return "kernel lockdown is in mode confidentiality, which forbids BPF programs to read the kernel: boot with lockdown=integrity"
+		}
+		if missing := missingCapabilities(); missing != "" {
+			return "give the agent " + missing + ": run it as root, or setcap cap_bpf,cap_perfmon,cap_sys_ptrace+ep on its binary"
+		}
+		return ""
+	case errors.Is(err, btf.ErrNotFound), errors.Is(err, os.ErrNotExist), errors.Is(err, btf.ErrNotSupported):
+	case errors.Is(err, ErrUnsupported), errors.Is(err, ebpf.ErrNotSupported), errors.As(err, &verifier):
+		return "needs another kernel"
+	}
+	return ""
+}
+
+// missingCapabilities names what the process lacks of what loading needs; CAP_SYS_ADMIN stands for both.
+func missingCapabilities() string {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if unix.Capget(&header, &data[0]) != nil {
+		return ""
+	}
+	has := func(capability uint) bool { return data[capability/32].Effective&(1<<(capability%32)) != 0 }
+	if has(unix.CAP_SYS_ADMIN) {
+		return ""
+	}
+	var missing []string
+	if !has(unix.CAP_BPF) {
+		missing = append(missing, "CAP_BPF")
+	}
+	if !has(unix.CAP_PERFMON) {
+		missing = append(missing, "CAP_PERFMON")
+	}
+	return strings.Join(missing, " and ")
+}

@@ -1,0 +1,202 @@
+package process
+
+import (
+	"fmt"
+	"unsafe"
+
+	"github.com/prov4ml/agent/bpf"
+)
+
+// readTree reads what a tree has used: the sums in the maps, which hold the share of the exited, and the living processes.
+//
+// A process that exits between the two reads would be counted twice or not at all, so the programs mark the beginning and the end
+// of each such move, and a read in whose course one happened is repeated. What may still be missing is what a process used between
+// the end of its last thread and the moment its task is freed, a few RCU grace periods: the counters stand still until it comes.
+func (k *kernel) readTree(id TreeID, known *tree, dst *Tree) error {
+	dst.ID = id
+	var sums bpf.LineageSums
+	for range 8 {
+		if err := k.readSums(id, &sums); err != nil {
+			return err
+		}
+		if sums.FoldsBegun != sums.FoldsDone {
+			continue
+		}
+		if err := k.readLive(id, false); err != nil {
+			return err
+		}
+		folds := sums.FoldsDone
+		if err := k.readSums(id, &sums); err != nil {
+			return err
+		}
+		if sums.FoldsBegun == folds {
+			break
+		}
+	}
+	used := k.live.Used
+	dst.Counters = Counters{
+		DiskReadBytes:          sums.ReadBytes,
+		DiskWriteBytes:         sums.WriteBytes,
+		DiskReadOps:            sums.ReadOps,
+		DiskWriteOps:           sums.WriteOps,
+		DiskMetadataWriteBytes: sums.MetadataWriteBytes,
+		DirtiedBytes:           sums.DirtiedBytes,
+		DirtiedWrittenBytes:    sums.DirtiedWrittenBytes,
+		CacheMissBytes:         sums.CacheMissBytes,
+		IOReadBytes:            sums.Exited.Rchar + used.Rchar,
+		IOWriteBytes:           sums.Exited.Wchar + used.Wchar,
+		MinorFaults:            sums.Exited.MinorFaults + used.MinorFaults,
+		MajorFaults:            sums.Exited.MajorFaults + used.MajorFaults,
+		CPUNanos:               sums.Exited.CpuNanos + used.CpuNanos,
+		ProcessesExited:        sums.ProcessesExited,
+		ReclaimStallNanos:      sums.ReclaimNanos,
+	}
+	if k.reasons[groupLatency] == "" {
+		if err := k.readHistograms(id, &dst.Counters); err != nil {
+			return err
+		}
+	}
+	dst.Gauges = Gauges{
+		RSSBytes:  k.live.RssPages * k.pageBytes,
+		SwapBytes: k.live.SwapPages * k.pageBytes,
+		Processes: uint64(k.live.Processes),
+	}
+	known.forward(&dst.Counters)
+	return nil
+}
+
+// forward keeps the task counters from going back.
+func (t *tree) forward(now *Counters) {
+	for _, pair := range [...][2]*uint64{
+		{&now.IOReadBytes, &t.last.IOReadBytes},
+		{&now.IOWriteBytes, &t.last.IOWriteBytes},
+		{&now.MinorFaults, &t.last.MinorFaults},
+		{&now.MajorFaults, &t.last.MajorFaults},
+		{&now.CPUNanos, &t.last.CPUNanos},
+	} {
+		value, last := pair[0], pair[1]
+		// The difference decides: a share that is taken back may carry a sum below zero.
+		if int64(*value-*last) < 0 {
+			*value = *last
+		}
+		*last = *value
+	}
+}
+
+func (k *kernel) readSums(id TreeID, sum *bpf.LineageSums) error {
+	if err := lookupElement(k.maps[bpf.LineageMapTrees].FD(), (*uint32)(&id), k.sumsBuffer); err != nil {
+		return err
+	}
+	addWords(sum, k.sumsBuffer, k.cpus)
+	return nil
+}
+
+func (k *kernel) readHistograms(id TreeID, dst *Counters) error {
+	if err := lookupElement(k.maps[bpf.LineageMapLatencies].FD(), (*uint32)(&id), k.histogramsBuffer); err != nil {
+		return err
+	}
+	var sum bpf.LineageHistograms
+	addWords(&sum, k.histogramsBuffer, k.cpus)
+	dst.ReadLatency, dst.WriteLatency = sum.Read, sum.Write
+	return nil
+}
+
+// addWords adds up the CPUs' copies of a struct of 64-bit words.
+func addWords[T any](sum *T, copies []byte, cpus int) {
+	words := int(unsafe.Sizeof(*sum)) / 8
+	to := unsafe.Slice((*uint64)(unsafe.Pointer(sum)), words)
+	from := unsafe.Slice((*uint64)(unsafe.Pointer(&copies[0])), words*cpus)
+	clear(to)
+	for cpu := range cpus {
+		for i := range to {
+			to[i] += from[cpu*words+i]
+		}
+	}
+}
+
+// readLive lets the kernel read the living processes of a tree into live and, with each, one by one into k.each.
+func (k *kernel) readLive(id TreeID, each bool) error {
+	k.question = bpf.LiveLiveQuestion{Tree: uint32(id)}
+	if each {
+		k.question.Each = 1
+	}
+	result, err := runProgram(k.programs[bpf.LiveProgReadLive].FD(), unsafe.Pointer(&k.question), unsafe.Sizeof(k.question))
+	if err != nil {
+		return err
+	}
+	if result != 0 {
+		return fmt.Errorf("the kernel knows no members of it")
+	}
+	return nil
+}
+
+func (k *kernel) readNode(dst *NodeCounters) error {
+	zero := uint32(0)
+	if err := lookupElement(k.maps[bpf.LineageMapNode].FD(), &zero, k.nodeBuffer); err != nil {
+		return fmt.Errorf("read the node's sums: %w", err)
+	}
+	var sum bpf.LineageDevice
+	addWords(&sum, k.nodeBuffer, k.cpus)
+	*dst = NodeCounters{
+		OtherWriteBytes:        sum.WriteBytes[bpf.BlockWriteClassCLASS_OTHER],
+		UnattributedWriteBytes: sum.WriteBytes[bpf.BlockWriteClassCLASS_UNATTRIBUTED],
+		SwapWriteBytes:         sum.WriteBytes[bpf.BlockWriteClassCLASS_SWAP],
+		LowerWriteBytes:        sum.WriteBytes[bpf.BlockWriteClassCLASS_LOWER],
+		ZeroesWriteBytes:       sum.WriteBytes[bpf.BlockWriteClassCLASS_ZEROES],
+		MetadataWriteBytes:     sum.WriteBytes[bpf.BlockWriteClassCLASS_METADATA],
+	}
+	return nil
+}
+
+// lossNames are the sentences of the kinds of loss, in the order of enum loss.
+func lossNames() [bpf.LineageLossLOSSES]string {
+	return [...]string{
+		bpf.LineageLossLOSS_MEMBERS: "a tree has more processes than can be listed",
+		bpf.LineageLossLOSS_TREES:   "a process's tree could not be stored",
+		bpf.LineageLossLOSS_INODES:  "the map of dirty files is full",
+		bpf.LineageLossLOSS_PAGES:   "the map of dirty pages is full",
+		bpf.LineageLossLOSS_DEVICES: "the map of devices is full",
+		bpf.LineageLossLOSS_WALK:    "a block I/O has more pages than are looked at",
+		bpf.LineageLossLOSS_RACE:    "a process changed its tree while it exited",
+		bpf.LineageLossLOSS_RECLAIM: "the map of stalled threads is full",
+		bpf.LineageLossLOSS_LATENCY: "the map of block I/O in flight is full",
+	}
+}
+
+func (k *kernel) readLosses(dst *Snapshot) error {
+	dst.LossCount = 0
+	for kind := range uint32(bpf.LineageLossLOSSES) {
+		if err := lookupElement(k.maps[bpf.LineageMapLosses].FD(), &kind, k.lossBuffer); err != nil {
+			return fmt.Errorf("read losses: %w", err)
+		}
+		var count uint64
+		addWords(&count, k.lossBuffer, k.cpus)
+		k.losses[kind] = count
+		dst.LossCount += count
+	}
+	dst.Incomplete = k.incomplete()
+	return nil
+}
+
+// incomplete names what was lost since attaching; the sentence is made anew only when a kind is lost for the first time.
+func (k *kernel) incomplete() string {
+	kinds := uint32(0)
+	for kind, count := range k.losses {
+		if count > 0 {
+			kinds |= 1 << kind
+		}
+	}
+	if kinds != k.lossKinds {
+		k.lossKinds, k.lossText = kinds, ""
+		for kind, name := range lossNames() {
+			if kinds&(1<<kind) == 0 {
+				continue
+			}
+			if k.lossText != "" {
+				k.lossText += "; "
+			}
+			k.lossText += name
+		}
+	}
+	return k.lossText
+}

@@ -1,0 +1,149 @@
+package process
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/prov4ml/agent/bpf"
+	"github.com/prov4ml/agent/probes"
+)
+
+// maxAdoptionPasses bounds the walks over all tasks that moving a tree takes: two normally, one more for each time that a fork storm
+// outruns the walk.
+const maxAdoptionPasses = 16
+
+// Track implements Probe.
+func (k *kernel) Track(p probes.Process) (Tracked, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	id := k.last + 1
+	if id >= TreeID(maxTreeID) {
+		return Tracked{}, fmt.Errorf("track process %d: tree numbers are used up: restart the agent", p.PID)
+	}
+	if err := k.makeTree(id); err != nil {
+		return Tracked{}, fmt.Errorf("track process %d: %w", p.PID, err)
+	}
+	adopted, err := k.adopt(bpf.AdoptAdoption{
+		Mode: bpf.AdoptAdoptModeADOPT_ROOT, Pid: int32(p.PID), StartTicks: p.StartTicks, To: uint32(id),
+	})
+	if err == nil && adopted.Found == 0 {
+		err = ErrGone
+	}
+	if err != nil {
+		return Tracked{}, errors.Join(fmt.Errorf("track process %d: %w", p.PID, err), k.removeTree(id))
+	}
+	k.last = id
+	parent := TreeID(adopted.From)
+	k.trees[id] = &tree{parent: parent}
+	adopted.Mode = bpf.AdoptAdoptModeADOPT_DESCENDANTS
+	if err := k.adoptAll(adopted); err != nil {
+		return Tracked{}, fmt.Errorf("track process %d: move its descendants: %w", p.PID, err)
+	}
+	return Tracked{ID: id, Parent: parent}, nil
+}
+
+// maxTreeID is where the numbers begin that stand for no tree (TREE_SPECIAL in bpf/maps.h).
+const maxTreeID = 0xfffffff0
+
+// Release implements Probe.
+func (k *kernel) Release(id TreeID) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	released := k.trees[id]
+	if released == nil {
+		return
+	}
+	parent := released.parent
+	for k.trees[parent] == nil && parent != 0 {
+		parent = 0
+	}
+	// In this order: whatever is still found with the old number answers to the parent, then living processes get the new
+	// number, then the old one's sums go.
+	forward := k.maps[bpf.LineageMapForwards].Put(uint32(id), uint32(parent))
+	move := k.adoptAll(bpf.AdoptAdoption{Mode: bpf.AdoptAdoptModeADOPT_MEMBERS, From: uint32(id), To: uint32(parent)})
+	remove := k.removeTree(id)
+	delete(k.trees, id)
+	for _, other := range k.trees {
+		if other.parent == id {
+			other.parent = parent
+		}
+	}
+	// Nothing depends on the outcome but the kernel's memory; a failure is visible as a loss.
+	if errors.Join(forward, move, remove) != nil {
+		k.failedReleases++
+	}
+}
+
+// makeTree makes the kernel's entries of a tree: sums, latencies, members.
+func (k *kernel) makeTree(id TreeID) error {
+	key := uint32(id)
+	members, err := ebpf.NewMap(k.memberSpec)
+	if err != nil {
+		return fmt.Errorf("make member map: %w", err)
+	}
+	defer members.Close() // the outer map holds it
+	clear(k.sumsBuffer)
+	clear(k.histogramsBuffer)
+	if err := errors.Join(
+		updateElement(k.maps[bpf.LineageMapTrees].FD(), &key, k.sumsBuffer),
+		updateElement(k.maps[bpf.LineageMapLatencies].FD(), &key, k.histogramsBuffer),
+		k.maps[bpf.LineageMapMembers].Put(key, members),
+	); err != nil {
+		return errors.Join(fmt.Errorf("make tree (at most %d at a time): %w", k.maps[bpf.LineageMapTrees].MaxEntries(), err), k.removeTree(id))
+	}
+	return nil
+}
+
+func (k *kernel) removeTree(id TreeID) error {
+	var errs error
+	for _, name := range [...]string{bpf.LineageMapMembers, bpf.LineageMapLatencies, bpf.LineageMapTrees} {
+		if err := k.maps[name].Delete(uint32(id)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = errors.Join(errs, fmt.Errorf("remove tree: %w", err))
+		}
+	}
+	return errs
+}
+
+// adoptAll walks over all tasks until a walk moves none.
+func (k *kernel) adoptAll(adoption bpf.AdoptAdoption) error {
+	for range maxAdoptionPasses {
+		adoption.Changed = 0
+		after, err := k.adopt(adoption)
+		if err != nil {
+			return err
+		}
+		if after.Changed == 0 {
+			return nil
+		}
+	}
+	return fmt.Errorf("processes are made faster than they can be moved (%d walks)", maxAdoptionPasses)
+}
+
+// adopt walks over all tasks once.
+func (k *kernel) adopt(adoption bpf.AdoptAdoption) (bpf.AdoptAdoption, error) {
+	questions := k.maps[bpf.AdoptMapAdoptions]
+	if err := questions.Put(uint32(0), &adoption); err != nil {
+		return adoption, fmt.Errorf("ask iterator: %w", err)
+	}
+	iterator, err := link.AttachIter(link.IterOptions{Program: k.programs[bpf.AdoptProgAdopt]})
+	if err != nil {
+		return adoption, fmt.Errorf("attach iterator: %w", err)
+	}
+	defer iterator.Close()
+	walk, err := iterator.Open()
+	if err != nil {
+		return adoption, fmt.Errorf("open iterator: %w", err)
+	}
+	defer walk.Close()
+	if _, err := io.Copy(io.Discard, walk); err != nil {
+		return adoption, fmt.Errorf("read iterator: %w", err)
+	}
+	if err := questions.Lookup(uint32(0), &adoption); err != nil {
+		return adoption, fmt.Errorf("read iterator's answer: %w", err)
+	}
+	return adoption, nil
+}
