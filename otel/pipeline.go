@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/go-logr/logr"
+	upstream "go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/exporters/otlp/otlpmetric/otlpmetricgrpc"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
 	"google.golang.org/grpc"
@@ -96,6 +98,9 @@ func Start(ctx context.Context, config Config) (*Pipeline, error) {
 		return nil, err
 	}
 	config.setDefaults()
+	// The exporters log by themselves, to standard error, what they do not understand of the variables. ReadEnvironment has said
+	// it already, or has understood it.
+	upstream.SetLogger(logr.Discard())
 	p := &Pipeline{config: config, flush: newFlush(), stop: func() {}}
 	if err := p.prepare(ctx); err != nil {
 		return nil, errors.Join(err, p.Close(ctx))

@@ -32,7 +32,7 @@ func Rows() []Row {
 		call("segment.spans", Int, "", "On `segment_end`: log spans in the segment."),
 
 		percent("memory_usage", "system.memory.utilization", Host, "Host memory in use: 100 × (total − available) / total.", ""),
-		percent("disk_usage", "system.filesystem.utilization", Host, "Fullness of the file system that the caller sees as `/`. A further directory that the agent was told to watch is `disk_usage.<directory>`, and as metric has `system.filesystem.mountpoint`.", ""),
+		percent("disk_usage", "system.filesystem.utilization", Host, "Fullness of the file system that the caller sees as `/`.", "a further directory that the agent watches is `disk_usage.<directory>`, and has `system.filesystem.mountpoint` as metric"),
 		percent("cpu_usage", "system.cpu.utilization", Host, "Host CPU time that was not idle, over the window.", "from counters of 1/100 s"),
 		percent("gpu_memory_usage", "", GPU, "Memory in use of the GPUs that the tree uses.", ""),
 		percent("gpu_usage", "", GPU, "Utilization over the window of the GPUs that the tree uses.", ""),
