@@ -107,7 +107,7 @@ func TestWindowsHoldTheirOwnBytes(t *testing.T) {
 	// The same totals from the points: step is an attribute, so every step is a set of its own.
 	written := map[int64]float64{}
 	for _, p := range readPoints(t, filepath.Join(out, "metrics.jsonl")) {
-		if p.Metric == "prov4ml.disk.io" && p.Attributes["disk.io.direction"] == "write" {
+		if p.Metric == "prov4ml.disk.write_bytes" && p.Attributes["disk.io.direction"] == "write" {
 			if step, ok := p.Attributes["prov4ml.step"].(int64); ok {
 				written[step] = p.Value
 			}

@@ -24,8 +24,8 @@ func TestExampleTrainsUnderTheAgent(t *testing.T) {
 	for i := range calls {
 		s := &calls[i]
 		contexts[s.Attributes["prov4ml.context"]]++
-		if _, ok := s.Attributes["prov4ml.step"].(int64); !ok {
-			t.Errorf("a span has no step: %v", s.Attributes)
+		if _, ok := s.Attributes["prov4ml.step"].(int64); !ok && s.Attributes["prov4ml.context"] != "preparation" {
+			t.Errorf("a span of %v has no step", s.Attributes["prov4ml.context"])
 		}
 		if previous != nil && s.Start != previous.End {
 			t.Errorf("step %v: its window starts %d ns after the end of the one before", s.Attributes["prov4ml.step"], s.Start-previous.End)

@@ -112,7 +112,7 @@ func (j *jobRun) makePrivate() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("make a directory for the socket: %w", err)
 	}
-	if err := client.WriteTo(filepath.Join(dir, clientDirectory)); err != nil {
+	if err := client.Write(filepath.Join(dir, clientDirectory)); err != nil {
 		return "", fmt.Errorf("write the Python client: %w", err)
 	}
 	if err := j.trainer.give(dir); err != nil {
