@@ -5,10 +5,13 @@ import (
 	"encoding/hex"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/prov4ml/agent/probes/process"
 	"github.com/prov4ml/agent/record"
@@ -28,21 +31,20 @@ var rankVariables = [...]string{
 	"RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "PALS_RANKID", "FLUX_TASK_RANK",
 }
 
-// attemptVariables count restarts; where both launchers count, the attempt is the sum.
-var attemptVariables = [...]string{"TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"}
+// attemptVariables count restarts; where two launchers count, the attempt is the sum.
+var attemptVariables = [...]string{"TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT", "JOBSET_RESTART_ATTEMPT"}
 
-// clusterVariables name a job of a cluster's controller, each after a prefix that keeps the ids of two kinds apart.
+// clusterVariables name a job of a cluster's controller, each after a prefix that keeps the ids of two kinds apart: Kubeflow's
+// training operator sets PET_RDZV_ID, pods of a JobSet get JOBSET_NAME by the downward API (as XPK does it), Ray sets RAY_JOB_ID.
 var clusterVariables = [...]struct{ name, prefix string }{
-	{"KUBEFLOW_RUN_ID", "kubeflow-"},
-	{"KFP_RUN_ID", "kubeflow-"},
-	{"JOBSET_UID", "jobset-"},
+	{"PET_RDZV_ID", "kubeflow-"},
 	{"JOBSET_NAME", "jobset-"},
 	{"RAY_JOB_ID", "ray-"},
 }
 
 // otherVariables are those that the rules below read by name.
 var otherVariables = [...]string{
-	"PROV4ML_RUN_ID", "PROV4ML_RUN_NAME", "SLURM_JOB_ID", "SLURM_JOBID", "SLURM_STEP_ID", "SLURM_STEPID", "JOBSET_NAMESPACE",
+	"PROV4ML_RUN_ID", "PROV4ML_RUN_NAME", "SLURM_JOB_ID", "SLURM_JOBID", "SLURM_STEP_ID", "SLURM_STEPID", "POD_NAMESPACE",
 	"TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TRACEPARENT",
 }
 
@@ -104,8 +106,8 @@ func (l *launch) runID(launcherStart func() (uint64, bool), derived func() strin
 		}
 	}
 	for _, variable := range clusterVariables {
-		if id := env[variable.name]; id != "" {
-			if namespace := env["JOBSET_NAMESPACE"]; variable.name == "JOBSET_NAME" && namespace != "" {
+		if id := env[variable.name]; id != "" && id != "none" {
+			if namespace := env["POD_NAMESPACE"]; variable.name == "JOBSET_NAME" && namespace != "" {
 				id = namespace + "/" + id
 			}
 			return variable.prefix + id
@@ -146,11 +148,11 @@ func (l *launch) rank() int32 {
 func (l *launch) attempt() int32 {
 	var attempt int64
 	for _, name := range attemptVariables {
-		if count, err := strconv.ParseInt(l.environment[name], 10, 31); err == nil && count > 0 {
-			attempt += count
+		if count, err := strconv.ParseInt(l.environment[name], 10, 64); err == nil && count > 0 {
+			attempt = min(attempt+min(count, math.MaxInt32), math.MaxInt32)
 		}
 	}
-	return int32(min(attempt, 1<<31-1))
+	return int32(attempt)
 }
 
 // serviceName names the training: as the user called it, else as its script is called.
@@ -181,16 +183,22 @@ func (t *Tracker) describe(s *subject, d *Description) (Info, error) {
 	s.launch.script = first(d.Script, s.launch.script)
 	s.launch.traceparent = first(d.Traceparent, s.launch.traceparent)
 
+	who := s.identity
+	switch {
+	case who == nil:
+		who = t.identityOf(s)
+	case d.Name != "" && !s.unfinished && !s.ending:
+		// A run after the one that has ended may have another name. The records of the ended one keep theirs.
+		who = proto.Clone(who).(*record.Process)
+		who.ServiceName = s.launch.serviceName(who.GetServiceName())
+		s.identity = who
+	}
 	room := min(len(d.Metrics), maxMetrics-len(s.metrics))
 	s.metrics = append(s.metrics, d.Metrics[:room]...)
 	s.metricsDropped += uint64(len(d.Metrics) - room)
 	t.counters.droppedMetrics.Add(uint64(len(d.Metrics) - room))
 	s.unfinished = s.unfinished || len(d.Metrics) > 0
 
-	who := s.identity
-	if who == nil {
-		who = t.identityOf(s)
-	}
 	return Info{RunID: who.GetRunId(), ServiceName: who.GetServiceName(), Rank: who.GetRank(), Attempt: who.GetAttempt()}, nil
 }
 

@@ -23,27 +23,41 @@ type group int
 
 const (
 	disk group = iota
+	blocks
 	dirty
 	latency
 	task
+	calls
 	memory
 	reclaim
 )
 
+// groupNames begin the sentence that says why a group is not OK.
 var groupNames = [...]string{
-	disk: "disk", dirty: "dirty pages", latency: "disk latency", task: "processes", memory: "memory", reclaim: "reclaim",
+	disk: "disk", blocks: "disk operations and node", dirty: "dirty pages", latency: "disk latency", task: "processes",
+	calls: "system calls", memory: "memory", reclaim: "reclaim",
 }
 
 func groupOf(s *process.Snapshot, g group) *process.Group {
 	switch g {
 	case disk:
 		return &s.Disk
+	case blocks:
+		if s.Blocks == (process.Group{}) {
+			return &s.Disk
+		}
+		return &s.Blocks
 	case dirty:
 		return &s.Dirty
 	case latency:
 		return &s.Latency
 	case task:
 		return &s.Task
+	case calls:
+		if s.Calls == (process.Group{}) {
+			return &s.Task
+		}
+		return &s.Calls
 	case memory:
 		return &s.Memory
 	}
@@ -63,19 +77,19 @@ type quantity struct {
 var quantities = [...]quantity{
 	{name: record.DiskReadBytes, group: disk, of: func(s *sample) uint64 { return s.tree.DiskReadBytes }},
 	{name: record.DiskWriteBytes, group: disk, of: func(s *sample) uint64 { return s.tree.DiskWriteBytes }},
-	{name: record.DiskReadOps, group: disk, of: func(s *sample) uint64 { return s.tree.DiskReadOps }},
-	{name: record.DiskWriteOps, group: disk, of: func(s *sample) uint64 { return s.tree.DiskWriteOps }},
-	{name: record.DiskMetadataWriteBytes, group: disk, of: func(s *sample) uint64 { return s.tree.DiskMetadataWriteBytes }},
+	{name: record.DiskReadOps, group: blocks, of: func(s *sample) uint64 { return s.tree.DiskReadOps }},
+	{name: record.DiskWriteOps, group: blocks, of: func(s *sample) uint64 { return s.tree.DiskWriteOps }},
+	{name: record.DiskMetadataWriteBytes, group: blocks, of: func(s *sample) uint64 { return s.tree.DiskMetadataWriteBytes }},
 	{name: record.DiskDirtiedBytes, group: dirty, of: func(s *sample) uint64 { return s.tree.DirtiedBytes }},
-	{name: record.CacheMissBytes, group: disk, of: func(s *sample) uint64 { return s.tree.CacheMissBytes }},
-	{name: record.DiskOtherWriteBytes, group: disk, of: func(s *sample) uint64 { return s.node.OtherWriteBytes }},
-	{name: record.DiskUnattributedWriteBytes, group: disk, of: func(s *sample) uint64 { return s.node.UnattributedWriteBytes }},
-	{name: record.DiskSwapWriteBytes, group: disk, of: func(s *sample) uint64 { return s.node.SwapWriteBytes }},
-	{name: record.DiskLowerWriteBytes, group: disk, of: func(s *sample) uint64 { return s.node.LowerWriteBytes }},
-	{name: record.DiskZeroesWriteBytes, group: disk, of: func(s *sample) uint64 { return s.node.ZeroesWriteBytes }},
-	{name: record.DiskNodeMetadataWriteBytes, group: disk, of: func(s *sample) uint64 { return s.node.MetadataWriteBytes }},
-	{name: record.IOReadBytes, group: task, of: func(s *sample) uint64 { return s.tree.IOReadBytes }},
-	{name: record.IOWriteBytes, group: task, of: func(s *sample) uint64 { return s.tree.IOWriteBytes }},
+	{name: record.CacheMissBytes, group: blocks, of: func(s *sample) uint64 { return s.tree.CacheMissBytes }},
+	{name: record.DiskOtherWriteBytes, group: blocks, of: func(s *sample) uint64 { return s.node.OtherWriteBytes }},
+	{name: record.DiskUnattributedWriteBytes, group: blocks, of: func(s *sample) uint64 { return s.node.UnattributedWriteBytes }},
+	{name: record.DiskSwapWriteBytes, group: blocks, of: func(s *sample) uint64 { return s.node.SwapWriteBytes }},
+	{name: record.DiskLowerWriteBytes, group: blocks, of: func(s *sample) uint64 { return s.node.LowerWriteBytes }},
+	{name: record.DiskZeroesWriteBytes, group: blocks, of: func(s *sample) uint64 { return s.node.ZeroesWriteBytes }},
+	{name: record.DiskNodeMetadataWriteBytes, group: blocks, of: func(s *sample) uint64 { return s.node.MetadataWriteBytes }},
+	{name: record.IOReadBytes, group: calls, of: func(s *sample) uint64 { return s.tree.IOReadBytes }},
+	{name: record.IOWriteBytes, group: calls, of: func(s *sample) uint64 { return s.tree.IOWriteBytes }},
 	{name: record.MemoryMinorFaults, group: task, of: func(s *sample) uint64 { return s.tree.MinorFaults }},
 	{name: record.MemoryMajorFaults, group: task, of: func(s *sample) uint64 { return s.tree.MajorFaults }},
 	{name: record.MemoryReclaimStallSeconds, group: reclaim, of: func(s *sample) uint64 { return s.tree.ReclaimStallNanos }, nanos: true},

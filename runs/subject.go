@@ -177,6 +177,8 @@ func (t *Tracker) log(s *subject, call *Call) (*record.LogCall, func(context.Con
 		rec.ClosedSegments = s.contexts.closeAll()
 		s.total.add(&delta)
 		rec.RunTotals = s.runTotals()
+		// What the process logs from now on is another run's.
+		s.attributes, s.total, s.totalPeak = nil, sums{}, peak{}
 	} else {
 		entered, evicted := s.contexts.enter(rec)
 		if evicted != nil {

@@ -3,6 +3,7 @@ package runs
 import (
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/prov4ml/agent/probes/host"
@@ -109,11 +110,7 @@ func (t *Tracker) fillTree(s *subject, w *window, rec *record.LogCall, r *readin
 		rec.WindowIncomplete = true
 		rec.Unavailable = append(rec.Unavailable, fmt.Sprintf("lost in this window: %s", s.snapshot.Incomplete))
 	}
-	for g := disk; g <= reclaim; g++ {
-		if group := groupOf(&s.snapshot, g); group.State != record.State_OK {
-			rec.Unavailable = append(rec.Unavailable, groupNames[g]+": "+group.Reason)
-		}
-	}
+	rec.Unavailable = append(rec.Unavailable, s.groupReasons()...)
 
 	for i := range quantities {
 		q := &quantities[i]
@@ -179,6 +176,26 @@ func (t *Tracker) fillTree(s *subject, w *window, rec *record.LogCall, r *readin
 	}
 	r.source(record.SourceDisk, s.snapshot.Disk.Source)
 	r.source(record.SourceMemory, s.snapshot.Memory.Source)
+}
+
+// groupReasons says why groups are not OK, each reason once with all the groups that it is about.
+func (s *subject) groupReasons() []string {
+	var reasons, about []string
+	for g := disk; g <= reclaim; g++ {
+		group := groupOf(&s.snapshot, g)
+		if group.State == record.State_OK {
+			continue
+		}
+		if i := slices.Index(reasons, group.Reason); i >= 0 {
+			about[i] += ", " + groupNames[g]
+			continue
+		}
+		reasons, about = append(reasons, group.Reason), append(about, groupNames[g])
+	}
+	for i := range reasons {
+		reasons[i] = about[i] + ": " + reasons[i]
+	}
+	return reasons
 }
 
 func (r *readings) peak(p *peak, state record.State, source record.Source) {
