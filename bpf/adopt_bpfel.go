@@ -39,21 +39,23 @@ type AdoptAdoption struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	AdoptMapAdoptions  = "adoptions"
-	AdoptMapDevices    = "devices"
-	AdoptMapForwards   = "forwards"
-	AdoptMapInodes     = "inodes"
-	AdoptMapLatencies  = "latencies"
-	AdoptMapLeaderless = "leaderless"
-	AdoptMapLosses     = "losses"
-	AdoptMapMembers    = "members"
-	AdoptMapNode       = "node"
-	AdoptMapPages      = "pages"
-	AdoptMapProcs      = "procs"
-	AdoptMapTrees      = "trees"
-	AdoptProgAdopt     = "adopt"
-	AdoptVarCpus       = "cpus"
-	AdoptVarPageShift  = "page_shift"
+	AdoptMapAdoptions   = "adoptions"
+	AdoptMapBios        = "bios"
+	AdoptMapDevices     = "devices"
+	AdoptMapForwards    = "forwards"
+	AdoptMapInodes      = "inodes"
+	AdoptMapLatencies   = "latencies"
+	AdoptMapLeaderless  = "leaderless"
+	AdoptMapLosses      = "losses"
+	AdoptMapMembers     = "members"
+	AdoptMapNode        = "node"
+	AdoptMapPages       = "pages"
+	AdoptMapProcs       = "procs"
+	AdoptMapTrees       = "trees"
+	AdoptProgAdopt      = "adopt"
+	AdoptVarCpus        = "cpus"
+	AdoptVarPageShift   = "page_shift"
+	AdoptVarWithLatency = "with_latency"
 )
 
 // LoadAdopt returns the embedded CollectionSpec for Adopt.
@@ -106,6 +108,7 @@ type AdoptProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type AdoptMapSpecs struct {
 	Adoptions  *ebpf.MapSpec `ebpf:"adoptions"`
+	Bios       *ebpf.MapSpec `ebpf:"bios"`
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	Forwards   *ebpf.MapSpec `ebpf:"forwards"`
 	Inodes     *ebpf.MapSpec `ebpf:"inodes"`
@@ -123,8 +126,9 @@ type AdoptMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type AdoptVariableSpecs struct {
-	Cpus      *ebpf.VariableSpec `ebpf:"cpus"`
-	PageShift *ebpf.VariableSpec `ebpf:"page_shift"`
+	Cpus        *ebpf.VariableSpec `ebpf:"cpus"`
+	PageShift   *ebpf.VariableSpec `ebpf:"page_shift"`
+	WithLatency *ebpf.VariableSpec `ebpf:"with_latency"`
 }
 
 // AdoptObjects contains all objects after they have been loaded into the kernel.
@@ -148,6 +152,7 @@ func (o *AdoptObjects) Close() error {
 // It can be passed to LoadAdoptObjects or ebpf.CollectionSpec.LoadAndAssign.
 type AdoptMaps struct {
 	Adoptions  *ebpf.Map `ebpf:"adoptions"`
+	Bios       *ebpf.Map `ebpf:"bios"`
 	Devices    *ebpf.Map `ebpf:"devices"`
 	Forwards   *ebpf.Map `ebpf:"forwards"`
 	Inodes     *ebpf.Map `ebpf:"inodes"`
@@ -164,6 +169,7 @@ type AdoptMaps struct {
 func (m *AdoptMaps) Close() error {
 	return _AdoptClose(
 		m.Adoptions,
+		m.Bios,
 		m.Devices,
 		m.Forwards,
 		m.Inodes,
@@ -182,8 +188,9 @@ func (m *AdoptMaps) Close() error {
 //
 // It can be passed to LoadAdoptObjects or ebpf.CollectionSpec.LoadAndAssign.
 type AdoptVariables struct {
-	Cpus      *ebpf.Variable `ebpf:"cpus"`
-	PageShift *ebpf.Variable `ebpf:"page_shift"`
+	Cpus        *ebpf.Variable `ebpf:"cpus"`
+	PageShift   *ebpf.Variable `ebpf:"page_shift"`
+	WithLatency *ebpf.Variable `ebpf:"with_latency"`
 }
 
 // AdoptPrograms contains all programs after they have been loaded into the kernel.

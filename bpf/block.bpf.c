@@ -186,7 +186,17 @@ static long write_step(__u32 i, struct walk *w)
 	return 0;
 }
 
-static __always_inline void charge_write(struct walk *w)
+static __always_inline void follow(struct bio *bio, __u32 tree)
+{
+	if (!with_latency)
+		return;
+	__u64 key = address_of(bio);
+	struct submitted s = {.sector = bio->bi_iter.bi_sector, .tree = tree};
+	if (bpf_map_update_elem(&bios, &key, &s, BPF_ANY))
+		lose(LOSS_LATENCY);
+}
+
+static __always_inline void charge_write(struct walk *w, struct bio *bio)
 {
 	bpf_loop(MAX_STEPS, write_step, w, 0);
 	if (w->left) {
@@ -199,8 +209,10 @@ static __always_inline void charge_write(struct walk *w)
 	pay_write(w->dev, w->owner, w->run, w->writeback);
 	if (w->first < TREE_SPECIAL) {
 		struct sums *s = sums_of(w->first);
-		if (s)
+		if (s) {
 			add(&s->write_ops, 1);
+			follow(bio, w->first);
+		}
 	}
 }
 
@@ -220,6 +232,7 @@ static __always_inline void charge_read(struct bio *bio, __u32 dev, __u32 tree, 
 		return;
 	add(&s->read_bytes, bytes);
 	add(&s->read_ops, 1);
+	follow(bio, tree);
 	// All pages of a read into the page cache are alike: new, of a file, not yet up to date.
 	__u64 mapping = mapping_of(f.head);
 	if (mapping && !(mapping & MAPPING_FLAGS) && !page_bit(f.flags, PG_uptodate))
@@ -290,14 +303,24 @@ static __always_inline int charge(struct bio *bio, struct gendisk *disk)
 		.submitter = current->flags & PF_KTHREAD ? TREE_UNKNOWN : tree,
 		.dev = dev,
 	};
-	charge_write(&w);
+	charge_write(&w, bio);
 	return 0;
 }
 
-// 5.12 and newer.
+// 5.11 and newer.
 SEC("tp_btf/block_bio_queue")
 int BPF_PROG(block_queue, struct bio *bio)
 {
 	struct block_device *bdev = bio->bi_bdev;
 	return charge(bio, bdev->bd_disk);
+}
+
+// 5.10.
+SEC("tp_btf/block_bio_queue")
+int BPF_PROG(block_queue_queue, struct request_queue *q, struct bio *bio)
+{
+	struct bio___disk *old = (void *)bio;
+	if (bpf_core_field_exists(old->bi_disk))
+		return charge(bio, old->bi_disk);
+	return 0;
 }

@@ -29,20 +29,23 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	BlockMapDevices     = "devices"
-	BlockMapForwards    = "forwards"
-	BlockMapInodes      = "inodes"
-	BlockMapLatencies   = "latencies"
-	BlockMapLeaderless  = "leaderless"
-	BlockMapLosses      = "losses"
-	BlockMapMembers     = "members"
-	BlockMapNode        = "node"
-	BlockMapPages       = "pages"
-	BlockMapProcs       = "procs"
-	BlockMapTrees       = "trees"
-	BlockProgBlockQueue = "block_queue"
-	BlockVarCpus        = "cpus"
-	BlockVarPageShift   = "page_shift"
+	BlockMapBios             = "bios"
+	BlockMapDevices          = "devices"
+	BlockMapForwards         = "forwards"
+	BlockMapInodes           = "inodes"
+	BlockMapLatencies        = "latencies"
+	BlockMapLeaderless       = "leaderless"
+	BlockMapLosses           = "losses"
+	BlockMapMembers          = "members"
+	BlockMapNode             = "node"
+	BlockMapPages            = "pages"
+	BlockMapProcs            = "procs"
+	BlockMapTrees            = "trees"
+	BlockProgBlockQueue      = "block_queue"
+	BlockProgBlockQueueQueue = "block_queue_queue"
+	BlockVarCpus             = "cpus"
+	BlockVarPageShift        = "page_shift"
+	BlockVarWithLatency      = "with_latency"
 )
 
 // LoadBlock returns the embedded CollectionSpec for Block.
@@ -87,13 +90,15 @@ type BlockSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BlockProgramSpecs struct {
-	BlockQueue *ebpf.ProgramSpec `ebpf:"block_queue"`
+	BlockQueue      *ebpf.ProgramSpec `ebpf:"block_queue"`
+	BlockQueueQueue *ebpf.ProgramSpec `ebpf:"block_queue_queue"`
 }
 
 // BlockMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BlockMapSpecs struct {
+	Bios       *ebpf.MapSpec `ebpf:"bios"`
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	Forwards   *ebpf.MapSpec `ebpf:"forwards"`
 	Inodes     *ebpf.MapSpec `ebpf:"inodes"`
@@ -111,8 +116,9 @@ type BlockMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BlockVariableSpecs struct {
-	Cpus      *ebpf.VariableSpec `ebpf:"cpus"`
-	PageShift *ebpf.VariableSpec `ebpf:"page_shift"`
+	Cpus        *ebpf.VariableSpec `ebpf:"cpus"`
+	PageShift   *ebpf.VariableSpec `ebpf:"page_shift"`
+	WithLatency *ebpf.VariableSpec `ebpf:"with_latency"`
 }
 
 // BlockObjects contains all objects after they have been loaded into the kernel.
@@ -135,6 +141,7 @@ func (o *BlockObjects) Close() error {
 //
 // It can be passed to LoadBlockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BlockMaps struct {
+	Bios       *ebpf.Map `ebpf:"bios"`
 	Devices    *ebpf.Map `ebpf:"devices"`
 	Forwards   *ebpf.Map `ebpf:"forwards"`
 	Inodes     *ebpf.Map `ebpf:"inodes"`
@@ -150,6 +157,7 @@ type BlockMaps struct {
 
 func (m *BlockMaps) Close() error {
 	return _BlockClose(
+		m.Bios,
 		m.Devices,
 		m.Forwards,
 		m.Inodes,
@@ -168,20 +176,23 @@ func (m *BlockMaps) Close() error {
 //
 // It can be passed to LoadBlockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BlockVariables struct {
-	Cpus      *ebpf.Variable `ebpf:"cpus"`
-	PageShift *ebpf.Variable `ebpf:"page_shift"`
+	Cpus        *ebpf.Variable `ebpf:"cpus"`
+	PageShift   *ebpf.Variable `ebpf:"page_shift"`
+	WithLatency *ebpf.Variable `ebpf:"with_latency"`
 }
 
 // BlockPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to LoadBlockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BlockPrograms struct {
-	BlockQueue *ebpf.Program `ebpf:"block_queue"`
+	BlockQueue      *ebpf.Program `ebpf:"block_queue"`
+	BlockQueueQueue *ebpf.Program `ebpf:"block_queue_queue"`
 }
 
 func (p *BlockPrograms) Close() error {
 	return _BlockClose(
 		p.BlockQueue,
+		p.BlockQueueQueue,
 	)
 }
 

@@ -109,12 +109,20 @@ int BPF_PROG(dirty_page, struct page *page, struct address_space *mapping)
 // Entries that nothing will ask for again: the inode is wholly clean or gone, or the page's entry is of an earlier epoch. The
 // agent runs this when the maps have filled up some more.
 struct swept {
+	__u64 now;
 	__u32 inodes_left;
 	__u32 pages_left;
 };
 
+// Longer than a folio that turns dirty takes from its event to its mark.
+#define SETTLED_NANOS 1000000000ULL
+
 static long sweep_inode(void *map, __u64 *key, struct inode_owner *o, struct swept *s)
 {
+	if (s->now - o->epoch < SETTLED_NANOS) {
+		s->inodes_left++;
+		return 0;
+	}
 	struct inode *inode = (void *)*key;
 	// The inode may be freed and its memory anything by now; then it does not look like itself.
 	if (BPF_CORE_READ(inode, i_ino) == o->number && BPF_CORE_READ(inode, i_generation) == o->generation) {
@@ -145,10 +153,9 @@ static long sweep_page(void *map, struct page_key *key, struct page_owner *p, st
 SEC("syscall")
 int sweep(struct swept *out)
 {
-	struct swept s = {};
+	struct swept s = {.now = bpf_ktime_get_ns()};
 	bpf_for_each_map_elem(&inodes, sweep_inode, &s, 0);
 	bpf_for_each_map_elem(&pages, sweep_page, &s, 0);
-	out->inodes_left = s.inodes_left;
-	out->pages_left = s.pages_left;
+	*out = s;
 	return 0;
 }

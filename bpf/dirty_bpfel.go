@@ -8,14 +8,23 @@ import (
 	_ "embed"
 	"fmt"
 	"io"
+	"structs"
 
 	"github.com/cilium/ebpf"
 )
+
+type DirtySwept struct {
+	_          structs.HostLayout
+	Now        uint64
+	InodesLeft uint32
+	PagesLeft  uint32
+}
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	DirtyMapBios        = "bios"
 	DirtyMapDevices     = "devices"
 	DirtyMapForwards    = "forwards"
 	DirtyMapInodes      = "inodes"
@@ -32,6 +41,7 @@ const (
 	DirtyProgSweep      = "sweep"
 	DirtyVarCpus        = "cpus"
 	DirtyVarPageShift   = "page_shift"
+	DirtyVarWithLatency = "with_latency"
 )
 
 // LoadDirty returns the embedded CollectionSpec for Dirty.
@@ -85,6 +95,7 @@ type DirtyProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DirtyMapSpecs struct {
+	Bios       *ebpf.MapSpec `ebpf:"bios"`
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	Forwards   *ebpf.MapSpec `ebpf:"forwards"`
 	Inodes     *ebpf.MapSpec `ebpf:"inodes"`
@@ -102,8 +113,9 @@ type DirtyMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DirtyVariableSpecs struct {
-	Cpus      *ebpf.VariableSpec `ebpf:"cpus"`
-	PageShift *ebpf.VariableSpec `ebpf:"page_shift"`
+	Cpus        *ebpf.VariableSpec `ebpf:"cpus"`
+	PageShift   *ebpf.VariableSpec `ebpf:"page_shift"`
+	WithLatency *ebpf.VariableSpec `ebpf:"with_latency"`
 }
 
 // DirtyObjects contains all objects after they have been loaded into the kernel.
@@ -126,6 +138,7 @@ func (o *DirtyObjects) Close() error {
 //
 // It can be passed to LoadDirtyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DirtyMaps struct {
+	Bios       *ebpf.Map `ebpf:"bios"`
 	Devices    *ebpf.Map `ebpf:"devices"`
 	Forwards   *ebpf.Map `ebpf:"forwards"`
 	Inodes     *ebpf.Map `ebpf:"inodes"`
@@ -141,6 +154,7 @@ type DirtyMaps struct {
 
 func (m *DirtyMaps) Close() error {
 	return _DirtyClose(
+		m.Bios,
 		m.Devices,
 		m.Forwards,
 		m.Inodes,
@@ -159,8 +173,9 @@ func (m *DirtyMaps) Close() error {
 //
 // It can be passed to LoadDirtyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DirtyVariables struct {
-	Cpus      *ebpf.Variable `ebpf:"cpus"`
-	PageShift *ebpf.Variable `ebpf:"page_shift"`
+	Cpus        *ebpf.Variable `ebpf:"cpus"`
+	PageShift   *ebpf.Variable `ebpf:"page_shift"`
+	WithLatency *ebpf.Variable `ebpf:"with_latency"`
 }
 
 // DirtyPrograms contains all programs after they have been loaded into the kernel.

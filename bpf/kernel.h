@@ -225,6 +225,7 @@ struct bio_vec {
 };
 
 struct bvec_iter {
+	__u64 bi_sector;
 	unsigned int bi_size;
 	unsigned int bi_idx;
 	unsigned int bi_bvec_done;
@@ -235,6 +236,7 @@ struct bio {
 	unsigned int bi_opf;
 	struct bvec_iter bi_iter;
 	struct bio_vec *bi_io_vec;
+	void *bi_private;
 };
 
 // Before 5.12.

@@ -27,11 +27,12 @@ type LineageHistograms struct {
 
 type LineageInodeOwner struct {
 	_          structs.HostLayout
-	Tree       uint32
-	Epoch      uint32
 	Number     uint64
 	Generation uint32
+	Tree       uint32
+	Epoch      uint64
 	Foreign    uint32
+	Pad        uint32
 }
 
 type LineageLoss uint32
@@ -57,8 +58,9 @@ type LineagePageKey struct {
 
 type LineagePageOwner struct {
 	_     structs.HostLayout
+	Epoch uint64
 	Tree  uint32
-	Epoch uint32
+	Pad   uint32
 }
 
 type LineageProc struct {
@@ -70,6 +72,13 @@ type LineageProc struct {
 	Base        LineageUsage
 	ExitedRchar uint64
 	ExitedWchar uint64
+}
+
+type LineageSubmitted struct {
+	_      structs.HostLayout
+	Sector uint64
+	Tree   uint32
+	Pad    uint32
 }
 
 type LineageSums struct {
@@ -103,6 +112,7 @@ type LineageUsage struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	LineageMapBios         = "bios"
 	LineageMapDevices      = "devices"
 	LineageMapForwards     = "forwards"
 	LineageMapInodes       = "inodes"
@@ -120,6 +130,7 @@ const (
 	LineageProgLineageFree = "lineage_free"
 	LineageVarCpus         = "cpus"
 	LineageVarPageShift    = "page_shift"
+	LineageVarWithLatency  = "with_latency"
 )
 
 // LoadLineage returns the embedded CollectionSpec for Lineage.
@@ -174,6 +185,7 @@ type LineageProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type LineageMapSpecs struct {
+	Bios       *ebpf.MapSpec `ebpf:"bios"`
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	Forwards   *ebpf.MapSpec `ebpf:"forwards"`
 	Inodes     *ebpf.MapSpec `ebpf:"inodes"`
@@ -191,8 +203,9 @@ type LineageMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type LineageVariableSpecs struct {
-	Cpus      *ebpf.VariableSpec `ebpf:"cpus"`
-	PageShift *ebpf.VariableSpec `ebpf:"page_shift"`
+	Cpus        *ebpf.VariableSpec `ebpf:"cpus"`
+	PageShift   *ebpf.VariableSpec `ebpf:"page_shift"`
+	WithLatency *ebpf.VariableSpec `ebpf:"with_latency"`
 }
 
 // LineageObjects contains all objects after they have been loaded into the kernel.
@@ -215,6 +228,7 @@ func (o *LineageObjects) Close() error {
 //
 // It can be passed to LoadLineageObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LineageMaps struct {
+	Bios       *ebpf.Map `ebpf:"bios"`
 	Devices    *ebpf.Map `ebpf:"devices"`
 	Forwards   *ebpf.Map `ebpf:"forwards"`
 	Inodes     *ebpf.Map `ebpf:"inodes"`
@@ -230,6 +244,7 @@ type LineageMaps struct {
 
 func (m *LineageMaps) Close() error {
 	return _LineageClose(
+		m.Bios,
 		m.Devices,
 		m.Forwards,
 		m.Inodes,
@@ -248,8 +263,9 @@ func (m *LineageMaps) Close() error {
 //
 // It can be passed to LoadLineageObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LineageVariables struct {
-	Cpus      *ebpf.Variable `ebpf:"cpus"`
-	PageShift *ebpf.Variable `ebpf:"page_shift"`
+	Cpus        *ebpf.Variable `ebpf:"cpus"`
+	PageShift   *ebpf.Variable `ebpf:"page_shift"`
+	WithLatency *ebpf.Variable `ebpf:"with_latency"`
 }
 
 // LineagePrograms contains all programs after they have been loaded into the kernel.

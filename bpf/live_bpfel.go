@@ -56,6 +56,7 @@ type LiveLiveQuestion struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	LiveMapBios          = "bios"
 	LiveMapCpuOffsets    = "cpu_offsets"
 	LiveMapDevices       = "devices"
 	LiveMapEachLive      = "each_live"
@@ -75,6 +76,7 @@ const (
 	LiveProgReadLive     = "read_live"
 	LiveVarCpus          = "cpus"
 	LiveVarPageShift     = "page_shift"
+	LiveVarWithLatency   = "with_latency"
 )
 
 // LoadLive returns the embedded CollectionSpec for Live.
@@ -127,6 +129,7 @@ type LiveProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type LiveMapSpecs struct {
+	Bios       *ebpf.MapSpec `ebpf:"bios"`
 	CpuOffsets *ebpf.MapSpec `ebpf:"cpu_offsets"`
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	EachLive   *ebpf.MapSpec `ebpf:"each_live"`
@@ -148,8 +151,9 @@ type LiveMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type LiveVariableSpecs struct {
-	Cpus      *ebpf.VariableSpec `ebpf:"cpus"`
-	PageShift *ebpf.VariableSpec `ebpf:"page_shift"`
+	Cpus        *ebpf.VariableSpec `ebpf:"cpus"`
+	PageShift   *ebpf.VariableSpec `ebpf:"page_shift"`
+	WithLatency *ebpf.VariableSpec `ebpf:"with_latency"`
 }
 
 // LiveObjects contains all objects after they have been loaded into the kernel.
@@ -172,6 +176,7 @@ func (o *LiveObjects) Close() error {
 //
 // It can be passed to LoadLiveObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LiveMaps struct {
+	Bios       *ebpf.Map `ebpf:"bios"`
 	CpuOffsets *ebpf.Map `ebpf:"cpu_offsets"`
 	Devices    *ebpf.Map `ebpf:"devices"`
 	EachLive   *ebpf.Map `ebpf:"each_live"`
@@ -191,6 +196,7 @@ type LiveMaps struct {
 
 func (m *LiveMaps) Close() error {
 	return _LiveClose(
+		m.Bios,
 		m.CpuOffsets,
 		m.Devices,
 		m.EachLive,
@@ -213,8 +219,9 @@ func (m *LiveMaps) Close() error {
 //
 // It can be passed to LoadLiveObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LiveVariables struct {
-	Cpus      *ebpf.Variable `ebpf:"cpus"`
-	PageShift *ebpf.Variable `ebpf:"page_shift"`
+	Cpus        *ebpf.Variable `ebpf:"cpus"`
+	PageShift   *ebpf.Variable `ebpf:"page_shift"`
+	WithLatency *ebpf.Variable `ebpf:"with_latency"`
 }
 
 // LivePrograms contains all programs after they have been loaded into the kernel.

@@ -10,11 +10,12 @@
 #define MAX_TREES 4096
 #define MAX_MEMBERS 4096
 #define MAX_DEVICES 1024
-#define MAX_INODES 65536
+#define MAX_INODES 262144
 #define MAX_PAGES 262144
 #define MAX_THREADS 8192
 #define MAX_FORWARDS 16384
 #define MAX_CPUS 4096
+#define MAX_FLIGHTS 16384
 
 // Tree 0 is every process in no tree. These are what else can own a page.
 #define TREE_UNKNOWN 0xffffffffU
@@ -25,6 +26,7 @@
 
 const volatile __u32 page_shift = 12;
 const volatile __u32 cpus = 1;
+const volatile bool with_latency = false; // somebody reads the map of bios
 
 // What a process has used since it was forked; the sum over its threads, the exited included.
 struct usage {
@@ -107,11 +109,18 @@ struct member {
 };
 
 struct inode_owner {
-	__u32 tree;
-	__u32 epoch;
 	__u64 number;
 	__u32 generation;
+	__u32 tree;
+	__u64 epoch;   // when it turned dirty, CLOCK_MONOTONIC ns
 	__u32 foreign; // some page has an entry of its own
+	__u32 pad;
+};
+
+struct submitted {
+	__u64 sector; // where it begins: the address is reused
+	__u32 tree;
+	__u32 pad;
 };
 
 struct page_key {
@@ -120,8 +129,9 @@ struct page_key {
 };
 
 struct page_owner {
+	__u64 epoch; // of its inode; of an earlier one, it counts for nothing
 	__u32 tree;
-	__u32 epoch;
+	__u32 pad;
 };
 
 struct {
@@ -216,6 +226,14 @@ struct {
 	__type(key, enum loss);
 	__type(value, __u64);
 } losses SEC(".maps");
+
+// Bios of trees on their way to a request, by address. Those that are merged into another's request stay until they are pushed out.
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_FLIGHTS);
+	__type(key, __u64);
+	__type(value, struct submitted);
+} bios SEC(".maps");
 
 static __always_inline void add(__u64 *cell, __u64 n)
 {

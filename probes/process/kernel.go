@@ -43,6 +43,7 @@ type kernel struct {
 	lossText  string
 
 	sampler kernelSampler
+	sweeper sweeper
 }
 
 type tree struct {
@@ -66,6 +67,7 @@ func openKernel() (*kernel, []probes.Status, error) {
 		return nil, k.status, errors.Join(err, k.close())
 	}
 	k.sampler.start(k)
+	k.sweeper.start(k)
 	return k, k.status, nil
 }
 
@@ -155,6 +157,7 @@ func (k *kernel) Status() []probes.Status {
 // Close implements Probe.
 func (k *kernel) Close() error {
 	k.sampler.stop()
+	k.sweeper.stop()
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	err := errors.Join(unix.Munmap(k.liveMemory), unix.Munmap(k.eachMemory))

@@ -46,8 +46,13 @@ type program struct {
 
 func programs() []program {
 	all := []group{groupDisk, groupDirty, groupLatency, groupTask, groupMemory, groupReclaim}
+	reclaim, latency := []group{groupReclaim}, []group{groupLatency}
+	// takes: the event's arguments start with pointers to these structs. Not given: the program fits any.
+	takes := func(event string, structs ...string) func(*prototypes) bool {
+		return func(known *prototypes) bool { return known.takes(event, structs...) }
+	}
 	return []program{
-		// Forks last of the three: a tree grows only when its ends are seen too.
+		// Forks last of the four: a tree grows only when its ends are seen too.
 		{label: "process free", load: bpf.LoadLineage, name: bpf.LineageProgLineageFree, event: "sched_process_free", needed: all},
 		{label: "process exit", load: bpf.LoadLineage, name: bpf.LineageProgLineageExit, event: "sched_process_exit", needed: all},
 		{label: "process exec", load: bpf.LoadLineage, name: bpf.LineageProgLineageExec, event: "sched_process_exec", needed: all},
@@ -55,18 +60,47 @@ func programs() []program {
 		{label: "present processes", load: bpf.LoadAdopt, name: bpf.AdoptProgAdopt, needed: all},
 		{label: "per-CPU counters", load: bpf.LoadLive, name: bpf.LiveProgLearnOffsets, needed: []group{groupMemory}},
 		{label: "task counters and memory", load: bpf.LoadLive, name: bpf.LiveProgReadLive, needed: []group{groupTask, groupMemory}},
+		{label: "direct reclaim", load: bpf.LoadReclaim, name: bpf.ReclaimProgDirectReclaimBegin, event: "mm_vmscan_direct_reclaim_begin", needed: reclaim},
+		{label: "direct reclaim", load: bpf.LoadReclaim, name: bpf.ReclaimProgDirectReclaimEnd, event: "mm_vmscan_direct_reclaim_end", needed: reclaim},
+		{label: "cgroup reclaim", load: bpf.LoadReclaim, name: bpf.ReclaimProgMemcgReclaimBegin, event: "mm_vmscan_memcg_reclaim_begin", needed: reclaim},
+		{label: "cgroup reclaim", load: bpf.LoadReclaim, name: bpf.ReclaimProgMemcgReclaimEnd, event: "mm_vmscan_memcg_reclaim_end", needed: reclaim},
+		{label: "owners of clean pages", load: bpf.LoadDirty, name: bpf.DirtyProgSweep},
 		{
 			label: "dirty pages", load: bpf.LoadDirty, name: bpf.DirtyProgDirtyFolio, event: "writeback_dirty_folio",
-			fits: func(p *prototypes) bool { return p.has("writeback_dirty_folio") }, needed: []group{groupDirty},
+			fits: takes("writeback_dirty_folio", "folio"), needed: []group{groupDisk, groupDirty},
 		},
 		{
 			label: "dirty pages", load: bpf.LoadDirty, name: bpf.DirtyProgDirtyPage, event: "writeback_dirty_page",
-			fits: func(p *prototypes) bool { return !p.has("writeback_dirty_folio") }, needed: []group{groupDirty},
+			fits: takes("writeback_dirty_page", "page"), needed: []group{groupDisk, groupDirty},
 		},
-		{label: "owners of clean pages", load: bpf.LoadDirty, name: bpf.DirtyProgSweep},
+		// Latency before the block program, which notes the bios for it.
+		{
+			label: "request completion", load: bpf.LoadLatency, name: bpf.LatencyProgRequestComplete, event: "block_rq_complete",
+			fits: takes("block_rq_complete", "request"), needed: latency,
+		},
+		{
+			label: "request split", load: bpf.LoadLatency, name: bpf.LatencyProgBioSplit, event: "block_split",
+			fits: takes("block_split", "bio"), needed: latency,
+		},
+		{
+			label: "request split", load: bpf.LoadLatency, name: bpf.LatencyProgBioSplitQueue, event: "block_split",
+			fits: takes("block_split", "request_queue", "bio"), needed: latency,
+		},
+		{
+			label: "request issue", load: bpf.LoadLatency, name: bpf.LatencyProgRequestIssue, event: "block_rq_issue",
+			fits: takes("block_rq_issue", "request"), needed: latency,
+		},
+		{
+			label: "request issue", load: bpf.LoadLatency, name: bpf.LatencyProgRequestIssueQueue, event: "block_rq_issue",
+			fits: takes("block_rq_issue", "request_queue", "request"), needed: latency,
+		},
 		{
 			label: "block I/O", load: bpf.LoadBlock, name: bpf.BlockProgBlockQueue, event: "block_bio_queue",
-			fits: func(p *prototypes) bool { return p.takes("block_bio_queue", "bio") }, needed: []group{groupDisk, groupDirty},
+			fits: takes("block_bio_queue", "bio"), needed: []group{groupDisk, groupDirty},
+		},
+		{
+			label: "block I/O", load: bpf.LoadBlock, name: bpf.BlockProgBlockQueueQueue, event: "block_bio_queue",
+			fits: takes("block_bio_queue", "request_queue", "bio"), needed: []group{groupDisk, groupDirty},
 		},
 	}
 }
@@ -119,14 +153,12 @@ type loaded struct {
 	status   []probes.Status
 	// reasons of the groups that cannot be had; empty = can.
 	reasons [groups]string
-	// events of the attached programs, by name of the program.
-	attached map[string]bool
 }
 
 // load puts each program into the kernel and attaches it. A program that fails leaves a line in status and its groups without eBPF;
 // nothing else.
 func load() *loaded {
-	l := &loaded{maps: map[string]*ebpf.Map{}, programs: map[string]*ebpf.Program{}, attached: map[string]bool{}, cache: btf.NewCache()}
+	l := &loaded{maps: map[string]*ebpf.Map{}, programs: map[string]*ebpf.Program{}, cache: btf.NewCache()}
 	kernel, err := l.cache.Kernel()
 	if err != nil {
 		l.refuse(fmt.Errorf("read kernel BTF: %w", err))
@@ -137,29 +169,27 @@ func load() *loaded {
 		return l
 	}
 	known := &prototypes{kernel}
-	for _, p := range programs() {
-		if p.fits != nil && !p.fits(known) {
-			continue
-		}
-		if p.event != "" && !known.has(p.event) {
-			l.report(p, fmt.Errorf("tracepoint %s: %w", p.event, ErrUnsupported))
-			continue
-		}
-		l.report(p, l.add(p))
-	}
-	// A variant must have fitted for each event of which there are several.
-	for event, label := range map[string]string{"block_bio_queue": "block I/O"} {
-		if known.has(event) && !l.mentioned(label) {
-			l.report(program{label: label, event: event, needed: []group{groupDisk, groupDirty}},
-				fmt.Errorf("arguments of tracepoint %s: %w", event, ErrUnsupported))
+	all := programs()
+	for i, p := range all {
+		switch {
+		case p.fits == nil || p.fits(known):
+			if p.event != "" && !known.has(p.event) {
+				l.report(p, fmt.Errorf("tracepoint %s: %w", p.event, ErrUnsupported))
+				continue
+			}
+			l.report(p, l.add(p))
+		case !l.mentioned(p.label) && (i+1 == len(all) || all[i+1].label != p.label):
+			// The last variant, and none has fitted.
+			l.report(p, fmt.Errorf("arguments of tracepoint %s: %w", p.event, ErrUnsupported))
 		}
 	}
 	return l
 }
 
+// mentioned says whether a line with this label has been reported.
 func (l *loaded) mentioned(label string) bool {
 	for i := range l.status {
-		if strings.HasPrefix(l.status[i].Name, label) {
+		if l.status[i].Name == label || strings.HasPrefix(l.status[i].Name, label+" (") {
 			return true
 		}
 	}
@@ -204,7 +234,11 @@ func (l *loaded) add(p program) error {
 		}
 	}
 	pageShift := bits.TrailingZeros(uint(os.Getpagesize()))
-	if err := errors.Join(spec.Variables["page_shift"].Set(uint32(pageShift)), spec.Variables["cpus"].Set(uint32(l.cpus))); err != nil {
+	if err := errors.Join(
+		spec.Variables["page_shift"].Set(uint32(pageShift)),
+		spec.Variables["cpus"].Set(uint32(l.cpus)),
+		spec.Variables["with_latency"].Set(l.reasons[groupLatency] == ""),
+	); err != nil {
 		return fmt.Errorf("set constants: %w", err)
 	}
 	shared := map[string]*ebpf.Map{}
@@ -233,7 +267,6 @@ func (l *loaded) add(p program) error {
 		return fmt.Errorf("attach: %w", err)
 	}
 	l.links = append(l.links, attached)
-	l.attached[p.name] = true
 	return nil
 }
 

@@ -7,36 +7,245 @@ import (
 	"github.com/prov4ml/agent/bpf"
 )
 
-// kernelPeak follows the RSS of a set of trees.
+// The peak of the RSS sum of a set of trees within a window, from three sources:
+//
+//   - samples of the sum: never more than the peak;
+//   - mm->hiwater_rss of each process, which the kernel keeps for the life of the program: where it grew within the window, the
+//     process's own peak lies in the window; where it did not, the process was never above it;
+//   - CPU time: a process that did not run in the window did not grow.
+//
+// So with at most one process that ran, and whose mark grew, the peak is exact: the mark and what the sleeping ones hold. Otherwise
+// the largest sample (or mark + the sleeping ones) is a lower bound and the sum of all marks an upper one. The kernel keeps
+// hiwater_rss from the inexact value of the per-CPU counters, so "exact" is within counterSlack of each process.
 type kernelPeak struct {
 	kernel *kernel
 	ids    []TreeID
-	pages  uint64
+	// pages is the largest sample of this window.
+	pages uint64
+	// start is each process at the start of the window; its map is kept and emptied.
+	start map[processID]processMemory
+	// exits of each tree at the start of the window.
+	exits map[TreeID]treeExits
+	now   []bpf.LiveLiveProcess
 }
 
+type processID struct {
+	startNanos uint64
+	tgid       uint32
+}
+
+type processMemory struct {
+	mm, rssPages, highestPages, cpuNanos uint64
+}
+
+type treeExits struct{ processes, peakPages uint64 }
+
+// The sampler's rate: as often as it can at this share of a core, between the two bounds.
+const (
+	samplerShare   = 0.002
+	minSampleHertz = 1
+	maxSampleHertz = 100
+	// wakeup is what waking up costs beside the sample itself.
+	wakeup = 8 * time.Microsecond
+)
+
+// kernelSampler is the goroutine that samples for all peaks. Guarded by kernel.mu, but for done.
 type kernelSampler struct {
-	wg   sync.WaitGroup
+	peaks map[*kernelPeak]struct{}
+	// cost is what a sample of all peaks takes, smoothed.
+	cost time.Duration
+	// rss is a tree's sum in the sample being taken.
+	rss  map[TreeID]uint64
+	wake chan struct{}
 	done chan struct{}
+	wg   sync.WaitGroup
 }
 
-func (s *kernelSampler) start(*kernel) { s.done = make(chan struct{}) }
-func (s *kernelSampler) stop()         { close(s.done); s.wg.Wait() }
+func (s *kernelSampler) start(k *kernel) {
+	s.peaks, s.rss = map[*kernelPeak]struct{}{}, map[TreeID]uint64{}
+	s.wake, s.done = make(chan struct{}, 1), make(chan struct{})
+	s.wg.Go(func() { s.run(k) })
+}
+
+func (s *kernelSampler) stop() {
+	close(s.done)
+	s.wg.Wait()
+}
+
+func (s *kernelSampler) run(k *kernel) {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	timer.Stop()
+	for {
+		select {
+		case <-s.done:
+			return
+		case <-s.wake:
+		case <-timer.C:
+		}
+		if next, again := s.sample(k); again {
+			timer.Reset(next)
+		}
+	}
+}
+
+// sample takes one of every followed tree and says when to take the next.
+func (s *kernelSampler) sample(k *kernel) (next time.Duration, again bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(s.peaks) == 0 {
+		return 0, false
+	}
+	began := time.Now()
+	clear(s.rss)
+	for p := range s.peaks {
+		var pages uint64
+		for _, id := range p.ids {
+			sum, known := s.rss[id]
+			if !known {
+				// A tree that has gone has no memory.
+				if k.trees[id] != nil && k.readLive(id, false) == nil {
+					sum = k.live.RssPages
+				}
+				s.rss[id] = sum
+			}
+			pages += sum
+		}
+		p.pages = max(p.pages, pages)
+	}
+	cost := time.Since(began) + wakeup
+	if s.cost == 0 {
+		s.cost = cost
+	}
+	s.cost += (cost - s.cost) / 8
+	return time.Duration(float64(time.Second) / s.hertz()), true
+}
+
+func (s *kernelSampler) hertz() float64 {
+	if s.cost <= 0 {
+		return maxSampleHertz
+	}
+	return min(max(samplerShare/s.cost.Seconds(), minSampleHertz), maxSampleHertz)
+}
 
 // NewPeak implements Probe.
 func (k *kernel) NewPeak(ids []TreeID) Peak {
-	return &kernelPeak{kernel: k, ids: append([]TreeID(nil), ids...)}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	p := &kernelPeak{
+		kernel: k, ids: append([]TreeID(nil), ids...),
+		start: map[processID]processMemory{}, exits: map[TreeID]treeExits{},
+	}
+	// An error leaves the window without a start: no bound is known then, and the reading says so.
+	_ = k.readPeak(p, &PeakReading{})
+	k.sampler.peaks[p] = struct{}{}
+	select {
+	case k.sampler.wake <- struct{}{}:
+	default:
+	}
+	return p
 }
 
+// SetTrees implements Peak.
 func (p *kernelPeak) SetTrees(ids []TreeID) {
 	p.kernel.mu.Lock()
 	defer p.kernel.mu.Unlock()
 	p.ids = append(p.ids[:0], ids...)
 }
 
-func (p *kernelPeak) Close() {}
+// Close implements Peak.
+func (p *kernelPeak) Close() {
+	p.kernel.mu.Lock()
+	defer p.kernel.mu.Unlock()
+	delete(p.kernel.sampler.peaks, p)
+}
 
+// readPeak ends the window, reads its peak and starts the next.
 func (k *kernel) readPeak(p *kernelPeak, dst *PeakReading) error {
-	_ = time.Now
-	_ = bpf.LiveLive{}
+	p.now = p.now[:0]
+	var exited treeExits
+	var sums bpf.LineageSums
+	var rss uint64
+	for _, id := range p.ids {
+		if err := k.readLive(id, true); err != nil {
+			return err
+		}
+		p.now = append(p.now, k.each[:min(int(k.live.Each), len(k.each))]...)
+		rss += k.live.RssPages
+		if err := k.readSums(id, &sums); err != nil {
+			return err
+		}
+		// A tree made in the window begins at 0.
+		before := p.exits[id]
+		exited.processes += sums.ProcessesExited - before.processes
+		exited.peakPages += sums.ExitedPeakPages - before.peakPages
+		p.exits[id] = treeExits{sums.ProcessesExited, sums.ExitedPeakPages}
+	}
+	bounds := p.bounds(exited)
+	lower := max(p.pages, rss, bounds.lower)
+	dst.SampleHertz = k.sampler.hertz()
+	dst.Exact = bounds.exact || lower >= bounds.upper
+	if dst.Exact {
+		lower = max(lower, bounds.upper)
+	}
+	dst.Bytes, dst.UpperBytes = lower*k.pageBytes, lower*k.pageBytes
+	if !dst.Exact {
+		dst.UpperBytes = max(lower, bounds.upper+bounds.ran*k.counterSlack()) * k.pageBytes
+	}
+	p.pages = rss
+	clear(p.start)
+	for i := range p.now {
+		e := &p.now[i]
+		p.start[processID{e.Id.StartNanos, e.Id.Tgid}] = processMemory{e.Mm, e.RssPages, max(e.HiwaterPages, e.RssPages), e.CpuNanos}
+	}
 	return nil
+}
+
+type peakBounds struct {
+	lower, upper, ran uint64
+	exact             bool
+}
+
+// bounds compares each process with what it was at the start of the window.
+func (p *kernelPeak) bounds(exited treeExits) peakBounds {
+	var b peakBounds
+	var sleeping, grown uint64
+	tight := true
+	for i := range p.now {
+		e := &p.now[i]
+		highest := max(e.HiwaterPages, e.RssPages)
+		before, known := p.start[processID{e.Id.StartNanos, e.Id.Tgid}]
+		switch {
+		case known && e.CpuNanos == before.cpuNanos:
+			b.upper += max(before.rssPages, e.RssPages)
+			sleeping += min(before.rssPages, e.RssPages)
+			tight = tight && before.rssPages == e.RssPages
+			continue
+		case !known || e.Mm != before.mm:
+			// Made in the window, or a new program since: its mark is the window's. What it was before exec may be older.
+			b.upper += max(highest, e.BeforeExecPages)
+			grown = max(grown, highest)
+			tight = tight && highest >= e.BeforeExecPages
+		case highest > before.highestPages:
+			b.upper += highest
+			grown = max(grown, highest)
+		default:
+			b.upper += before.highestPages
+			tight = tight && e.RssPages == before.highestPages
+		}
+		b.ran++
+	}
+	b.lower = grown + sleeping
+	b.exact = tight && b.ran <= 1 && exited.processes == 0
+	// Those that have exited: each was at most at its own peak, which may be older than the window.
+	b.upper += exited.peakPages
+	b.ran += exited.processes
+	return b
+}
+
+// counterSlack is how far the kernel's inexact sum of the three RSS counters of one process may be below the exact one, in pages:
+// each CPU keeps less than percpu_counter_batch (lib/percpu_counter.c) to itself.
+func (k *kernel) counterSlack() uint64 {
+	batch := max(32, 2*k.cpus)
+	return uint64(3 * k.cpus * batch)
 }
