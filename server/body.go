@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"time"
 
 	"connectrpc.com/connect"
 )
@@ -14,6 +15,59 @@ import (
 // refusal: a caller that is still writing when the connection closes sees only a broken pipe.
 const maxDrainBytes = 16 << 20
 
+// Messages over largeBytes are read maxLargeReads at a time and decoded maxLargeDecodes at a time: a MiB of empty operators
+// becomes some 80 MiB of structs, and every connection may send one.
+const (
+	largeBytes      = 16 << 10
+	maxLargeReads   = 16
+	maxLargeDecodes = 2
+)
+
+// slot is the right to have one large message in memory.
+type slot struct {
+	server *Server
+	held   bool
+}
+
+// acquire waits for the right, at most bodyTimeout: whoever has it has no longer than that to send the rest.
+func (l *slot) acquire() error {
+	if l.held {
+		return nil
+	}
+	select {
+	case l.server.largeReads <- struct{}{}:
+		l.held = true
+		return nil
+	default:
+	}
+	timeout := time.NewTimer(bodyTimeout)
+	defer timeout.Stop()
+	select {
+	case l.server.largeReads <- struct{}{}:
+		l.held = true
+		return nil
+	case <-timeout.C:
+	case <-l.server.hard.Done():
+	}
+	return l.server.answer(refusef(refusedLarge, connect.CodeUnavailable, "the agent reads %d messages of more than %d bytes already: try again", maxLargeReads, largeBytes))
+}
+
+func (l *slot) release() {
+	if l.held {
+		l.held = false
+		<-l.server.largeReads
+	}
+}
+
+// decodeSlot bounds the decoding of large messages; the returned function ends it.
+func (s *Server) decodeSlot(messageBytes int) (release func()) {
+	if messageBytes <= largeBytes {
+		return func() {}
+	}
+	s.largeDecodes <- struct{}{}
+	return func() { <-s.largeDecodes }
+}
+
 func tooLarge(what string) *refusal {
 	return refusef(refusedMessageBytes, connect.CodeResourceExhausted, "%s is larger than the limit of %d bytes (1 MiB): split it", what, MaxMessageBytes)
 }
@@ -21,9 +75,13 @@ func tooLarge(what string) *refusal {
 // plainBody is the body of a unary request without envelopes: one message of at most MaxMessageBytes.
 type plainBody struct {
 	io.ReadCloser
-	server *Server
+	slot
 	left   int64
 	failed error
+}
+
+func (s *Server) plainBody(body io.ReadCloser) *plainBody {
+	return &plainBody{ReadCloser: body, slot: slot{server: s}, left: MaxMessageBytes}
 }
 
 func (b *plainBody) Read(p []byte) (int, error) {
@@ -32,6 +90,11 @@ func (b *plainBody) Read(p []byte) (int, error) {
 	}
 	if len(p) == 0 {
 		return 0, nil
+	}
+	if b.left < MaxMessageBytes-largeBytes {
+		if b.failed = b.acquire(); b.failed != nil {
+			return 0, b.failed
+		}
 	}
 	// One byte more than is allowed tells a message at the limit from one over it.
 	n, err := b.ReadCloser.Read(p[:min(int64(len(p)), b.left+1)])
@@ -48,7 +111,10 @@ func (b *plainBody) Read(p []byte) (int, error) {
 // goes on after it.
 type envelopes struct {
 	io.ReadCloser
-	server *Server
+	slot
+	// extend gives a large message bodyTimeout to come, and settle says that it has come; nil where the whole request is bounded.
+	extend, settle func()
+
 	prefix [5]byte
 	// head is the part of the prefix that is still to be handed out; left the bytes of the payload that are still to come.
 	head []byte
@@ -60,6 +126,13 @@ func (b *envelopes) Read(p []byte) (int, error) {
 		return 0, nil
 	}
 	if len(b.head) == 0 && b.left == 0 {
+		// The message before has been read, decoded and handled.
+		if b.held {
+			b.release()
+			if b.settle != nil {
+				b.settle()
+			}
+		}
 		if _, err := io.ReadFull(b.ReadCloser, b.prefix[:]); err != nil {
 			if errors.Is(err, io.ErrUnexpectedEOF) {
 				b.server.counters.add(refusedFraming, 1)
@@ -68,11 +141,15 @@ func (b *envelopes) Read(p []byte) (int, error) {
 		}
 		size := int64(binary.BigEndian.Uint32(b.prefix[1:]))
 		if size > MaxMessageBytes {
-			if n, err := io.CopyN(io.Discard, b.ReadCloser, size); n < size {
-				b.server.counters.add(refusedMessageBytes, 1)
-				return 0, err
+			return 0, b.skip(size, b.server.answer(tooLarge("a message")))
+		}
+		if size > largeBytes {
+			if b.extend != nil {
+				b.extend()
 			}
-			return 0, b.server.answer(tooLarge("a message"))
+			if err := b.acquire(); err != nil {
+				return 0, b.skip(size, err)
+			}
 		}
 		b.head, b.left = b.prefix[:], size
 	}
@@ -87,6 +164,17 @@ func (b *envelopes) Read(p []byte) (int, error) {
 		b.server.counters.add(refusedFraming, 1)
 	}
 	return n, err
+}
+
+// skip leaves out a message that is refused with err. When it does not come to its end, the stream does.
+func (b *envelopes) skip(size int64, err error) error {
+	if n, readErr := io.CopyN(io.Discard, b.ReadCloser, size); n < size {
+		return readErr
+	}
+	if b.settle != nil {
+		b.settle()
+	}
+	return err
 }
 
 // gunzip is connect's Decompressor with a bound: a MiB of gzip holds up to a GiB.

@@ -36,6 +36,7 @@ func (c jsonCodec) Unmarshal(data []byte, m any) error {
 	if !ok {
 		return fmt.Errorf("%T is no protobuf message", m)
 	}
+	defer c.server.decodeSlot(len(data))()
 	if err := decodeJSON(data, pm); err != nil {
 		return c.server.counted(err)
 	}
@@ -62,6 +63,7 @@ func (c protoCodec) Unmarshal(data []byte, m any) error {
 	if !ok {
 		return fmt.Errorf("%T is no protobuf message", m)
 	}
+	defer c.server.decodeSlot(len(data))()
 	if err := decodeProto(data, pm); err != nil {
 		return c.server.counted(err)
 	}

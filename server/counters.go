@@ -19,6 +19,7 @@ const (
 	countBadParents    = "ignored.traceparent"
 
 	refusedMessageBytes  = "refused.message_bytes"
+	refusedLarge         = "refused.large_messages"
 	refusedTextBytes     = "refused.text_bytes"
 	refusedCount         = "refused.entries"
 	refusedOperators     = "refused.operators"

@@ -117,13 +117,15 @@ func (s *Server) readJSON(w http.ResponseWriter, r *http.Request, m proto.Messag
 			s.buffers.Put(buf)
 		}
 	}()
-	body := plainBody{ReadCloser: r.Body, server: s, left: MaxMessageBytes}
-	if _, err := buf.ReadFrom(&body); err != nil {
+	body := s.plainBody(r.Body)
+	defer body.release()
+	if _, err := buf.ReadFrom(body); err != nil {
 		return bodyError(err)
 	}
 	if err := rc.SetReadDeadline(time.Time{}); err != nil {
 		return err
 	}
+	defer s.decodeSlot(buf.Len())()
 	if r := decodeJSON(buf.Bytes(), m); r != nil {
 		return r
 	}
@@ -155,22 +157,36 @@ func (s *Server) serveConnect(w http.ResponseWriter, r *http.Request, c *conn, c
 		s.refuseHTTP(w, http.StatusUnsupportedMediaType, connect.CodeInvalidArgument, "Content-Type is "+clip(contentType)+
 			": LogStream takes a stream, application/connect+json or gRPC. A single call goes to LogSystemMetrics")
 		return
-	case enveloped:
-		r.Body = &envelopes{ReadCloser: r.Body, server: s}
-	default:
-		r.Body = &plainBody{ReadCloser: r.Body, server: s, left: MaxMessageBytes}
 	}
 	rc := http.NewResponseController(w)
-	switch {
-	case stream:
-		r = r.WithContext(context.WithValue(r.Context(), controlKey{}, rc))
-	case strings.HasPrefix(r.URL.Path, "/"+prov4mlv1connect.AgentServiceName+"/"):
+	unary := !stream && strings.HasPrefix(r.URL.Path, "/"+prov4mlv1connect.AgentServiceName+"/")
+	if unary {
 		c.unary.Add(1)
 		defer c.unary.Add(-1)
 		if err := rc.SetReadDeadline(time.Now().Add(bodyTimeout)); err != nil {
 			writeError(w, s.answer(err))
 			return
 		}
+	}
+	if stream {
+		r = r.WithContext(context.WithValue(r.Context(), controlKey{}, rc))
+	}
+	if enveloped {
+		body := &envelopes{ReadCloser: r.Body, slot: slot{server: s}}
+		if !unary {
+			// A stream may be silent for as long as it likes, between two messages.
+			body.extend = func() { _ = rc.SetReadDeadline(time.Now().Add(bodyTimeout)) }
+			body.settle = func() {
+				_ = rc.SetReadDeadline(time.Time{})
+				s.extendDrain(r.Context())
+			}
+		}
+		defer body.release()
+		r.Body = body
+	} else {
+		body := s.plainBody(r.Body)
+		defer body.release()
+		r.Body = body
 	}
 	s.mux.ServeHTTP(w, r)
 }

@@ -76,6 +76,8 @@ type Server struct {
 	// buffers holds *bytes.Buffer for request bodies.
 	buffers  sync.Pool
 	handlers handlers
+	// largeReads and largeDecodes hold one element for each large message in memory.
+	largeReads, largeDecodes chan struct{}
 
 	socket *socket
 
@@ -114,6 +116,9 @@ func New(cfg Config, tracker Tracker) (*Server, error) {
 		sequences: sequences{byProcess: map[probes.Process]*sequence{}},
 		health:    grpchealth.NewStaticChecker(prov4mlv1connect.AgentServiceName),
 		buffers:   sync.Pool{New: func() any { return new(bytes.Buffer) }},
+
+		largeReads:   make(chan struct{}, maxLargeReads),
+		largeDecodes: make(chan struct{}, maxLargeDecodes),
 	}
 	s.drain, s.startDrain = context.WithCancel(context.Background())
 	s.hard, s.endHard = context.WithCancel(context.Background())
