@@ -98,6 +98,12 @@ func estimatedFormula(base string) formula {
 		return perInput(3, 1)
 	case "_thnn_fused_gru_cell":
 		return perInput(3, 1)
+	case "_thnn_fused_lstm_cell_backward_impl", "_thnn_fused_gru_cell_backward":
+		return elementwiseOperation(3, 0)
+	case "batch_norm_backward_reduce", "batch_norm_backward_elemt":
+		return perInput(4, 0)
+	case "kron":
+		return elementwiseOperation(1, 0)
 	case "_transform_bias_rescale_qkv":
 		return perInput(2, 0)
 	case "index_add", "scatter_add", "scatter_reduce", "index_reduce", "index_put", "_index_put_impl", "_unsafe_index_put", "_unsafe_masked_index_put_accumulate", "put":

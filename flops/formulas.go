@@ -147,9 +147,9 @@ func exactFormula(base string) formula {
 	case "scaled_dot_product_attention", "_scaled_dot_product_attention_math", "_scaled_dot_product_attention_math_for_mps":
 		return attention(headsFirst, topLeft, false)
 	case "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
-		"_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_fused_attention_overrideable", "_cudnn_attention_forward":
+		"_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_fused_attention_overrideable", "_cudnn_attention_forward", "_cudnn_attention_forward_no_dropout_inplace":
 		return attention(headsFirst, topLeft, true)
-	case "_flash_attention_forward":
+	case "_flash_attention_forward", "_flash_attention_forward_no_dropout_inplace":
 		return attention(sequenceFirst, bottomRight, true)
 	case "_efficient_attention_forward":
 		return attention(sequenceFirst, topLeft, true)
@@ -216,7 +216,7 @@ func primitiveFormula(base string) formula {
 	switch base {
 	case "convert_element_type", "device_put", "iota", "broadcast_in_dim", "copy_strided", "copy_to", "clone", "cat", "fill", "full",
 		"full_like", "scalar_tensor", "normal", "uniform", "rev", "empty", "empty_permuted", "empty_strided", "_make_token", "_sink_tokens",
-		"resize", "item", "device", "layout", "dtype", "inductor_seeds", "inductor_lookup_seed", "inductor_random", "inductor_randint":
+		"resize", "item":
 		return move
 	case "collapse_view", "split_dim", "squeeze", "transpose", "as_strided", "view_of", "view_of_dtype", "conj", "real", "imag", "collapse",
 		"reshape", "maximum_value", "minimum_value":

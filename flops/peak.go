@@ -58,11 +58,11 @@ func (r *rates) of(dtype string) *float64 {
 // instance, whose name ends in "MIG 1g.10gb", has its slices' share. False = unknown: then there is no utilization.
 func PeakOf(name string) (Peak, bool) {
 	if parent, profile, isMIG := strings.Cut(name, " MIG "); isMIG {
-		p, ok := PeakOf(parent)
+		share, ok := migShare(parent, profile)
 		if !ok {
 			return Peak{}, false
 		}
-		share, ok := migShare(parent, profile)
+		p, ok := PeakOf(parent)
 		if !ok {
 			return Peak{}, false
 		}
@@ -93,6 +93,9 @@ func (p Peak) Scaled(share float64) Peak {
 // migShare reads a MIG profile such as 1g.10gb, 3g.40gb.me or 1c.3g.20gb: compute slices out of the device's seven (an A30's
 // four).
 func migShare(parent, profile string) (share float64, ok bool) {
+	if strings.Contains(profile, " ") {
+		return 0, false
+	}
 	of := 7
 	if strings.HasSuffix(parent, "A30") {
 		of = 4

@@ -44,7 +44,7 @@ func convert(m *prov4mlv1.OperatorList) (*flops.List, error) {
 		case prov4mlv1.Phase_RECOMPUTE:
 			to.Phase = flops.Recompute
 		default:
-			return nil, fmt.Errorf("operators[%d].phase: %d is no phase", i, o.GetPhase())
+			return nil, &flops.FieldError{Field: fmt.Sprintf("operators[%d].phase", i), Problem: fmt.Sprintf("%d is no phase", o.GetPhase())}
 		}
 		if d := o.GetDeclared(); d != nil {
 			declared, err := flops.Declare(d.GetForward(), d.GetBackward(), d.GetDtype())
