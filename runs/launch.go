@@ -25,10 +25,10 @@ type launch struct {
 	traceparent  string
 }
 
-// rankVariables give the rank in the whole job, the innermost launcher first: torchrun inside srun sets RANK, and SLURM_PROCID is
+// rankVariables give the rank in the whole job: the user's word, then the innermost launcher's. torchrun inside srun sets RANK, and SLURM_PROCID is
 // then the number of the torchrun.
 var rankVariables = [...]string{
-	"RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "PALS_RANKID", "FLUX_TASK_RANK",
+	"PROV4ML_RANK", "RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "PALS_RANKID", "FLUX_TASK_RANK",
 }
 
 // attemptVariables count restarts; where two launchers count, the attempt is the sum.
@@ -38,13 +38,14 @@ var attemptVariables = [...]string{"TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_
 // training operator sets PET_RDZV_ID, pods of a JobSet get JOBSET_NAME by the downward API (as XPK does it), Ray sets RAY_JOB_ID.
 var clusterVariables = [...]struct{ name, prefix string }{
 	{"PET_RDZV_ID", "kubeflow-"},
+	{"JOBSET_UID", "jobset-"},
 	{"JOBSET_NAME", "jobset-"},
 	{"RAY_JOB_ID", "ray-"},
 }
 
 // otherVariables are those that the rules below read by name.
 var otherVariables = [...]string{
-	"PROV4ML_RUN_ID", "PROV4ML_RUN_NAME", "SLURM_JOB_ID", "SLURM_JOBID", "SLURM_STEP_ID", "SLURM_STEPID", "POD_NAMESPACE",
+	"PROV4ML_RUN_ID", "PROV4ML_RUN_NAME", "PROV4ML_ATTEMPT", "SLURM_JOB_ID", "SLURM_JOBID", "SLURM_STEP_ID", "SLURM_STEPID", "POD_NAMESPACE",
 	"TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TRACEPARENT",
 }
 
@@ -146,6 +147,9 @@ func (l *launch) rank() int32 {
 
 // attempt counts the restarts so far.
 func (l *launch) attempt() int32 {
+	if attempt, err := strconv.ParseInt(l.environment["PROV4ML_ATTEMPT"], 10, 32); err == nil && attempt >= 0 {
+		return int32(attempt)
+	}
 	var attempt int64
 	for _, name := range attemptVariables {
 		if count, err := strconv.ParseInt(l.environment[name], 10, 64); err == nil && count > 0 {
