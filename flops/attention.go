@@ -175,7 +175,8 @@ func (s *attentionSizes) pairs(m mask) (full, seen Number) {
 }
 
 // attentionMask reads is_causal (causal), the efficient kernel's custom_mask_type (1 top-left, 2 bottom-right) with window_size, and
-// flash-attention's window_size_left and window_size_right, where a negative size is no bound.
+// the window on both sides that flash-attention has as window_size_left and window_size_right and _varlen_attn as
+// window_size.0 and window_size.1, where a negative size is no bound.
 func attentionMask(o *Operator, align alignment) mask {
 	m := mask{align: align, left: -1, right: -1}
 	if left, ok := o.Scalars["window_size_left"]; ok {
@@ -195,6 +196,12 @@ func attentionMask(o *Operator, align alignment) mask {
 	}
 	if window, ok := o.Scalars["window_size"]; ok && window > 0 {
 		m.left = window - 1
+	}
+	if window := o.list("window_size"); len(window) == 2 {
+		m.left = window[0]
+		if m.right != 0 {
+			m.right = window[1]
+		}
 	}
 	return m
 }

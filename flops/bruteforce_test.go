@@ -193,11 +193,11 @@ func TestBilinearLayersAgainstLoops(t *testing.T) {
 
 // convolutionCase is a random convolution of one to three dimensions.
 type convolutionCase struct {
-	batch, in, out, groups            int64
-	size, kernel                      []int64
-	stride, padding, dilation, cropup []int64
-	transposed                        bool
-	result                            []int64
+	batch, in, out, groups    int64
+	size, kernel              []int64
+	stride, padding, dilation []int64
+	transposed                bool
+	result                    []int64
 }
 
 func randomConvolution(r *rand.Rand) convolutionCase {
@@ -466,6 +466,21 @@ func TestVariableLengthAttentionAgainstLoops(t *testing.T) {
 			}
 			forward, backward := counted(t, o)
 			check(t, name, forward, backward, macs, 4*macs)
+			if name == "torch_attn._varlen_attn" {
+				// A window of this key and none before it, aligned to the end: one pair a query that has a key.
+				var pairs int64
+				for i := range queries {
+					pairs += min(queries[i], keys[i])
+				}
+				o.Scalars = map[string]int64{"window_size.0": 0, "window_size.1": 0}
+				totals, err := Count(&List{Operators: []Operator{o}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if seen := totals.Forward.FLOPs.Minus(totals.CausalForward); small(t, seen) != uint64(4*d*h*pairs) {
+					t.Errorf("window: %v seen, want %d", seen, 4*d*h*pairs)
+				}
+			}
 			o.Lengths, o.KeyLengths = nil, nil
 			totals, err := Count(&List{Operators: []Operator{o}})
 			if err != nil || totals.Complete() {

@@ -185,6 +185,8 @@ func libraryAttention(base string) formula {
 	case "_varlen_attn":
 		// torch_attn.
 		return attention(packed, bottomRight, true)
+	case "_varlen_attn_backward":
+		return attentionGradient(packed, bottomRight)
 	case "_flash_attn_forward":
 		return attention(sequenceFirst, bottomRight, true)
 	case "_flash_attn_varlen_forward":

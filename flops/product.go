@@ -3,7 +3,7 @@ package flops
 // The matrix products. Shapes are resolved by the operands, never by the result, except for packed weights, whose own shapes
 // say nothing.
 
-// twoDimensional reports whether both operands are matrices.
+// rank reports whether the operand is there and has n dimensions.
 func rank(t *Tensor, n int) bool { return t != nil && len(t.Dims) == n }
 
 // matrixProduct is [m,k] x [k,n] at operands i and i+1: mm, addmm and their kin. Each operand's gradient costs the

@@ -13,7 +13,8 @@
 //     computed. An argument that is None is left out. The agent reads these and ignores others, so that a client may
 //     leave the others out to keep records equal:
 //       convolutions            transposed, output_mask
-//       attention               is_causal, causal, custom_mask_type, window_size, window_size_left, window_size_right
+//       attention               is_causal, causal, custom_mask_type, window_size (or .0 and .1), window_size_left,
+//                               window_size_right
 //       recurrent               bidirectional, num_layers, reverse
 //       _native_multi_head_attention, _transformer_encoder_layer_fwd: none, everything is in the operands
 //       _trilinear              expand1.i, expand2.i, expand3.i
