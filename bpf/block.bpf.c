@@ -17,7 +17,8 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-#define MAX_STEPS 256
+// Folios of one bio that are looked at. The rest goes to the last owner, and is counted as a loss where it may be another's.
+#define MAX_STEPS 1024
 
 // A bio_vec; its layout never changed.
 struct vec {
@@ -39,6 +40,7 @@ struct walk {
 	__u32 dev;
 	__u32 first; // owner of the first folio
 	__u32 started;
+	__u32 mixed; // an inode of it has pages of several trees
 };
 
 static __always_inline struct device *device(__u32 dev)
@@ -97,7 +99,7 @@ static __noinline void pay_write(__u32 dev, __u32 owner, __u64 bytes, bool write
 }
 
 // The owner of a folio under writeback, of which this bio writes so many bytes.
-static __noinline __u32 owner_of_folio(struct folio_view *f, __u64 disk, __u64 bytes)
+static __noinline __u32 owner_of_folio(struct folio_view *f, struct walk *w, __u64 bytes)
 {
 	__u64 mapping = mapping_of(f->head);
 	if (!mapping || (mapping & MAPPING_FLAGS))
@@ -113,7 +115,7 @@ static __noinline __u32 owner_of_folio(struct folio_view *f, __u64 disk, __u64 b
 	} else {
 		home = BPF_CORE_READ(inode, i_sb, s_bdev); // NULL for btrfs, which spans devices
 	}
-	if (home && (__u64)BPF_CORE_READ(home, bd_disk) != disk)
+	if (home && (__u64)BPF_CORE_READ(home, bd_disk) != w->disk)
 		return TREE_LOWER;
 
 	struct inode_owner *o = owner_of_inode(inode);
@@ -121,6 +123,7 @@ static __noinline __u32 owner_of_folio(struct folio_view *f, __u64 disk, __u64 b
 		return metadata ? TREE_METADATA : TREE_UNKNOWN;
 	__u32 tree = o->tree;
 	if (o->foreign) {
+		w->mixed = 1;
 		struct page_key at = {.inode = (__u64)inode, .index = index_of(f->head)};
 		struct page_owner *own = bpf_map_lookup_elem(&pages, &at);
 		if (own && own->epoch == o->epoch) {
@@ -163,7 +166,7 @@ static long write_step(__u32 i, struct walk *w)
 	bool writeback = page_bit(f.flags, PG_writeback);
 	__u32 owner = w->submitter;
 	if (writeback)
-		owner = owner_of_folio(&f, w->disk, n);
+		owner = owner_of_folio(&f, w, n);
 
 	if (!w->started) {
 		w->started = 1;
@@ -171,6 +174,7 @@ static long write_step(__u32 i, struct walk *w)
 		w->owner = owner;
 		w->writeback = writeback;
 	} else if (owner != w->owner || writeback != w->writeback) {
+		w->mixed = 1;
 		pay_write(w->dev, w->owner, w->run, w->writeback);
 		w->run = 0;
 		w->owner = owner;
@@ -201,9 +205,9 @@ static __always_inline void charge_write(struct walk *w, struct bio *bio)
 	bpf_loop(MAX_STEPS, write_step, w, 0);
 	if (w->left) {
 		w->run += w->left;
-		if (w->started)
+		if (w->mixed)
 			lose(LOSS_WALK);
-		else
+		if (!w->started)
 			w->owner = w->first = w->submitter;
 	}
 	pay_write(w->dev, w->owner, w->run, w->writeback);

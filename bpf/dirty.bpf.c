@@ -38,8 +38,11 @@ static __always_inline int made_dirty(__u64 page, struct address_space *mapping)
 		// A device in use by a file system: the page holds that file system's metadata.
 		struct block_device *device = device_of_inode(inode);
 		data = !BPF_CORE_READ(device, bd_holder);
-	} else if (!reaches_device(inode->i_sb)) {
-		return 0;
+	} else {
+		if (!reaches_device(inode->i_sb))
+			return 0;
+		// The inode whose pages are the trees of a btrfs.
+		data = inode->i_ino != BTRFS_BTREE_INODE || BPF_CORE_READ(inode, i_sb, s_magic) != BTRFS_SUPER_MAGIC;
 	}
 
 	struct folio_view f;

@@ -49,6 +49,7 @@ typedef _Bool bool;
 
 // linux/magic.h
 #define BTRFS_SUPER_MAGIC 0x9123683E
+#define BTRFS_BTREE_INODE 1 // no file's number; linux/btrfs_tree.h
 #define BCACHEFS_SUPER_MAGIC 0xca451a4e
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)

@@ -1,8 +1,11 @@
 package process
 
 import (
+	"errors"
 	"fmt"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/prov4ml/agent/bpf"
 )
@@ -148,6 +151,22 @@ func (k *kernel) readNode(dst *NodeCounters) error {
 	return nil
 }
 
+// device reads what one block device took and gave, by class; zero for one that has had no I/O since attaching.
+func (k *kernel) device(major, minor uint32) (bpf.LineageDevice, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var sum bpf.LineageDevice
+	number := major<<20 | minor // as the kernel has it, unlike user space's dev_t
+	err := lookupElement(k.maps[bpf.LineageMapDevices].FD(), &number, k.nodeBuffer)
+	if errors.Is(err, unix.ENOENT) {
+		return sum, nil
+	}
+	if err == nil {
+		addWords(&sum, k.nodeBuffer, k.cpus)
+	}
+	return sum, err
+}
+
 // lossNames are the sentences of the kinds of loss, in the order of enum loss.
 func lossNames() [bpf.LineageLossLOSSES]string {
 	return [...]string{
@@ -156,7 +175,7 @@ func lossNames() [bpf.LineageLossLOSSES]string {
 		bpf.LineageLossLOSS_INODES:  "the map of dirty files is full",
 		bpf.LineageLossLOSS_PAGES:   "the map of dirty pages is full",
 		bpf.LineageLossLOSS_DEVICES: "the map of devices is full",
-		bpf.LineageLossLOSS_WALK:    "a block I/O has more pages than are looked at",
+		bpf.LineageLossLOSS_WALK:    "a block I/O of several owners has more pages than are looked at",
 		bpf.LineageLossLOSS_RACE:    "a process changed its tree while it exited",
 		bpf.LineageLossLOSS_RECLAIM: "the map of stalled threads is full",
 		bpf.LineageLossLOSS_LATENCY: "the map of block I/O in flight is full",

@@ -1,0 +1,610 @@
+package process
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/prov4ml/agent/bpf"
+)
+
+// volume is a file system of its own, on loop devices: what the rest of the machine does is not on them.
+type volume struct {
+	name    string
+	dir     string
+	devices []string // /dev/loopN
+}
+
+func newVolume(t *testing.T, name, image string, count int, mkfs ...string) *volume {
+	t.Helper()
+	v := &volume{name: name, dir: filepath.Join(t.TempDir(), "mnt")}
+	for i := range count {
+		file := image + strconv.Itoa(i)
+		if err := os.WriteFile(file, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(file, 512<<20); err != nil {
+			t.Fatal(err)
+		}
+		device := strings.TrimSpace(run(t, "losetup", "--find", "--show", file))
+		v.devices = append(v.devices, device)
+		t.Cleanup(func() { run(t, "losetup", "--detach", device) })
+	}
+	run(t, mkfs[0], append(mkfs[1:], v.devices...)...)
+	if err := os.Mkdir(v.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "mount", v.devices[0], v.dir)
+	t.Cleanup(func() { run(t, "umount", v.dir) })
+	return v
+}
+
+func run(t *testing.T, command string, arguments ...string) string {
+	t.Helper()
+	out, err := exec.Command(command, arguments...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v: %s", command, strings.Join(arguments, " "), err, out)
+	}
+	return string(out)
+}
+
+func (v *volume) sync(t *testing.T) {
+	t.Helper()
+	if err := (step{Do: "sync-fs", Path: v.dir}).act(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// flows is what a volume's devices took and gave, by class and in all.
+type flows struct {
+	write, read         [7]uint64
+	statWrite, statRead uint64
+}
+
+func (v *volume) flows(t *testing.T, k *kernel) flows {
+	t.Helper()
+	var f flows
+	for _, device := range v.devices {
+		var stat unix.Stat_t
+		if err := unix.Stat(device, &stat); err != nil {
+			t.Fatal(err)
+		}
+		d, err := k.device(unix.Major(stat.Rdev), unix.Minor(stat.Rdev))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for class := range d.WriteBytes {
+			f.write[class] += d.WriteBytes[class]
+			f.read[class] += d.ReadBytes[class]
+		}
+		text, err := os.ReadFile("/sys/block/" + filepath.Base(device) + "/stat")
+		if err != nil {
+			t.Fatal(err)
+		}
+		fields := strings.Fields(string(text))
+		sectors := func(i int) uint64 {
+			n, err := strconv.ParseUint(fields[i], 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n * 512
+		}
+		f.statRead += sectors(2)
+		f.statWrite += sectors(6)
+	}
+	return f
+}
+
+func (f flows) since(before flows) flows {
+	for i := range f.write {
+		f.write[i] -= before.write[i]
+		f.read[i] -= before.read[i]
+	}
+	f.statWrite -= before.statWrite
+	f.statRead -= before.statRead
+	return f
+}
+
+func sum(parts [7]uint64) (all uint64) {
+	for _, part := range parts {
+		all += part
+	}
+	return all
+}
+
+func openTestKernel(t *testing.T) *kernel {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: loads BPF programs")
+	}
+	k, status, err := openKernel()
+	for _, line := range status {
+		if !line.OK {
+			t.Errorf("%s: %s (%s)", line.Name, line.Reason, line.Cure)
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := k.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return k
+}
+
+func (k *kernel) mustTrack(t *testing.T, a *actor) TreeID {
+	t.Helper()
+	tracked, err := k.Track(a.Process)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tracked.ID
+}
+
+func (k *kernel) mustSnapshot(t *testing.T, ids ...TreeID) Snapshot {
+	t.Helper()
+	var s Snapshot
+	if err := k.Snapshot(ids, nil, &s); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+const mib = 1 << 20
+
+// diskCase is one rule of charging. The tree's actor takes its steps, then a stranger, then the test process flushes, which is in no
+// tree. %s in paths is the volume's directory.
+type diskCase struct {
+	name string
+	// prepare is done before, by the test process, and flushed.
+	prepare []step
+	ours    []step
+	// stranger acts after ours, before the flush.
+	stranger []step
+	// then: ours again after the stranger, before the flush.
+	then []step
+	want wanted
+	// only on these volumes; empty = on all.
+	only []string
+}
+
+// wanted are the tree's numbers and the class sums of the volume's devices.
+type wanted struct {
+	write, read, dirtied, miss  uint64
+	other, unattributed, zeroes uint64
+	otherRead                   uint64
+	// direct: written with O_DIRECT, for which btrfs goes through the page cache where it keeps checksums (6.15).
+	direct bool
+	// anyRead, anyDirtied: not looked at.
+	anyRead, anyDirtied, anyMiss bool
+}
+
+func diskCases() []diskCase {
+	file := func(name string) string { return "%s/" + name }
+	return []diskCase{
+		{
+			name: "buffered, by a child that exits before writeback",
+			ours: []step{{Do: "spawn", Steps: []step{{Do: "write", Path: file("a"), Bytes: 16 * mib}}}},
+			want: wanted{write: 16 * mib, dirtied: 16 * mib},
+		},
+		{
+			name: "buffered, by the root itself, flushed by itself",
+			ours: []step{{Do: "write", Path: file("a"), Bytes: 4 * mib}, {Do: "sync", Path: file("a")}},
+			want: wanted{write: 4 * mib, dirtied: 4 * mib},
+		},
+		{
+			name: "buffered, by a thread that exits",
+			ours: []step{{Do: "thread", Steps: []step{{Do: "write", Path: file("a"), Bytes: 4 * mib}}}},
+			want: wanted{write: 4 * mib, dirtied: 4 * mib},
+		},
+		{
+			name: "buffered, by an orphaned grandchild",
+			ours: []step{{Do: "orphan", Steps: []step{{Do: "write", Path: file("a"), Bytes: 8 * mib}}}},
+			want: wanted{write: 8 * mib, dirtied: 8 * mib},
+		},
+		{
+			name: "buffered, after exec from another thread",
+			ours: []step{{Do: "exec", Steps: []step{{Do: "write", Path: file("a"), Bytes: 4 * mib}}}},
+			want: wanted{write: 4 * mib, dirtied: 4 * mib},
+		},
+		{
+			name: "one byte writes a block",
+			ours: []step{{Do: "write", Path: file("a"), Bytes: 4097}},
+			want: wanted{write: 8192, dirtied: 8192},
+		},
+		{
+			name: "O_DIRECT",
+			ours: []step{{Do: "write-direct", Path: file("a"), Bytes: 8 * mib}},
+			want: wanted{write: 8 * mib, direct: true},
+		},
+		{
+			name:    "O_DIRECT from another file's mapping",
+			prepare: []step{{Do: "write", Path: file("source"), Bytes: mib}},
+			ours:    []step{{Do: "write-direct-from", Path: file("a"), From: file("source"), Bytes: mib}},
+			want:    wanted{write: mib, anyRead: true, anyMiss: true, direct: true},
+		},
+		{
+			name: "mmap",
+			ours: []step{{Do: "write-mmap", Path: file("a"), Bytes: 4 * mib}},
+			want: wanted{write: 4 * mib, dirtied: 4 * mib},
+		},
+		{
+			name: "io_uring, buffered, by a worker",
+			ours: []step{{Do: "write-uring", Path: file("a"), Bytes: 4 * mib}},
+			want: wanted{write: 4 * mib, dirtied: 4 * mib},
+		},
+		{
+			name: "io_uring, direct",
+			ours: []step{{Do: "write-uring-direct", Path: file("a"), Bytes: 4 * mib}},
+			want: wanted{write: 4 * mib, direct: true},
+		},
+		{
+			name: "AIO",
+			ours: []step{{Do: "write-aio", Path: file("a"), Bytes: 4 * mib}},
+			want: wanted{write: 4 * mib, direct: true},
+		},
+		{
+			name:    "sendfile",
+			prepare: []step{{Do: "write", Path: file("source"), Bytes: 4 * mib}},
+			ours:    []step{{Do: "sendfile", Path: file("a"), From: file("source"), Bytes: 4 * mib}},
+			want:    wanted{write: 4 * mib, dirtied: 4 * mib},
+		},
+		{
+			name:    "splice",
+			prepare: []step{{Do: "write", Path: file("source"), Bytes: 4 * mib}},
+			ours:    []step{{Do: "splice", Path: file("a"), From: file("source"), Bytes: 4 * mib}},
+			want:    wanted{write: 4 * mib, dirtied: 4 * mib},
+		},
+		{
+			name:    "copy_file_range copies",
+			prepare: []step{{Do: "write", Path: file("source"), Bytes: 4 * mib}},
+			ours:    []step{{Do: "copy-range", Path: file("a"), From: file("source"), Bytes: 4 * mib}},
+			want:    wanted{write: 4 * mib, dirtied: 4 * mib},
+			only:    []string{"ext4"},
+		},
+		{
+			name:    "copy_file_range shares",
+			prepare: []step{{Do: "write", Path: file("source"), Bytes: 4 * mib}},
+			ours:    []step{{Do: "copy-range", Path: file("a"), From: file("source"), Bytes: 4 * mib}},
+			only:    []string{"xfs", "btrfs", "btrfs-raid0"},
+		},
+		{
+			name: "overwritten while dirty is written once",
+			ours: []step{
+				{Do: "write", Path: file("a"), Bytes: 4 * mib}, {Do: "write", Path: file("a"), Bytes: 4 * mib},
+			},
+			want: wanted{write: 4 * mib, anyDirtied: true},
+		},
+		{
+			name: "truncated before it is written",
+			ours: []step{{Do: "write", Path: file("a"), Bytes: 4 * mib}, {Do: "truncate", Path: file("a")}},
+			want: wanted{dirtied: 4 * mib},
+		},
+		{
+			name: "removed before it is written",
+			ours: []step{{Do: "write", Path: file("a"), Bytes: 4 * mib}, {Do: "remove", Path: file("a")}},
+			want: wanted{dirtied: 4 * mib},
+		},
+		{
+			name: "renamed before it is written",
+			ours: []step{
+				{Do: "write", Path: file("b"), Bytes: 4 * mib}, {Do: "rename", From: file("b"), Path: file("a")},
+			},
+			want: wanted{write: 4 * mib, dirtied: 4 * mib},
+		},
+		{
+			name:     "a stranger's file, flushed by us",
+			ours:     []step{{Do: "write", Path: file("a"), Bytes: mib}},
+			stranger: []step{{Do: "write", Path: file("b"), Bytes: 8 * mib}},
+			then:     []step{{Do: "sync-fs", Path: "%s"}},
+			want:     wanted{write: mib, dirtied: mib, other: 8 * mib},
+		},
+		{
+			name:     "our file, flushed by a stranger",
+			ours:     []step{{Do: "write", Path: file("a"), Bytes: 8 * mib}},
+			stranger: []step{{Do: "sync", Path: file("a")}},
+			want:     wanted{write: 8 * mib, dirtied: 8 * mib},
+		},
+		{
+			name:     "one file, ours first, the second half a stranger's",
+			ours:     []step{{Do: "write", Path: file("a"), Bytes: 4 * mib}},
+			stranger: []step{{Do: "write", Path: file("a"), At: 4 * mib, Bytes: 4 * mib}},
+			want:     wanted{write: 4 * mib, dirtied: 4 * mib, other: 4 * mib},
+		},
+		{
+			name:     "one file, a stranger's first, the second half ours",
+			prepare:  []step{{Do: "write", Path: file("a"), Bytes: 4096}},
+			stranger: []step{{Do: "write", Path: file("a"), Bytes: 4 * mib}},
+			then:     []step{{Do: "write", Path: file("a"), At: 4 * mib, Bytes: 4 * mib}},
+			want:     wanted{write: 4 * mib, dirtied: 4 * mib, other: 4 * mib},
+		},
+		{
+			name:     "our flushed file, rewritten by a stranger",
+			ours:     []step{{Do: "write", Path: file("a"), Bytes: 4 * mib}, {Do: "sync", Path: file("a")}},
+			stranger: []step{{Do: "write", Path: file("a"), Bytes: 4 * mib}},
+			want:     wanted{write: 4 * mib, dirtied: 4 * mib, other: 4 * mib},
+		},
+		{
+			name:    "a stranger's flushed file, rewritten by us",
+			prepare: []step{{Do: "write", Path: file("a"), Bytes: 4 * mib}},
+			ours:    []step{{Do: "write", Path: file("a"), Bytes: 4 * mib}},
+			want:    wanted{write: 4 * mib, dirtied: 4 * mib},
+		},
+		{
+			name:     "a truncated file of ours, written anew by a stranger",
+			ours:     []step{{Do: "write", Path: file("a"), Bytes: 4 * mib}},
+			stranger: []step{{Do: "truncate", Path: file("a")}, {Do: "write", Path: file("a"), Bytes: 4 * mib}},
+			want:     wanted{dirtied: 4 * mib, other: 4 * mib},
+		},
+		{
+			name:    "a hole and a trim write nothing",
+			prepare: []step{{Do: "write", Path: file("a"), Bytes: 4 * mib}},
+			ours:    []step{{Do: "punch", Path: file("a"), Bytes: 4 * mib}, {Do: "trim", Path: "%s"}},
+		},
+		{
+			name:    "half warm read",
+			prepare: []step{{Do: "write", Path: file("a"), Bytes: 8 * mib}, {Do: "drop", Path: file("a"), At: 4 * mib}},
+			ours:    []step{{Do: "read", Path: file("a"), Bytes: 8 * mib}},
+			want:    wanted{read: 4 * mib, miss: 4 * mib},
+		},
+		{
+			name:    "cold read",
+			prepare: []step{{Do: "write", Path: file("a"), Bytes: 8 * mib}, {Do: "drop", Path: file("a")}},
+			ours:    []step{{Do: "read", Path: file("a"), Bytes: 8 * mib}},
+			want:    wanted{read: 8 * mib, miss: 8 * mib},
+		},
+		{
+			name:    "warm read",
+			prepare: []step{{Do: "write", Path: file("a"), Bytes: 8 * mib}},
+			ours:    []step{{Do: "read", Path: file("a"), Bytes: 8 * mib}},
+		},
+		{
+			name:    "cold read by mmap",
+			prepare: []step{{Do: "write", Path: file("a"), Bytes: 8 * mib}, {Do: "drop", Path: file("a")}},
+			ours:    []step{{Do: "read-mmap", Path: file("a"), Bytes: 8 * mib}},
+			want:    wanted{read: 8 * mib, miss: 8 * mib},
+		},
+		{
+			name:    "direct read",
+			prepare: []step{{Do: "write", Path: file("a"), Bytes: 8 * mib}, {Do: "drop", Path: file("a")}},
+			ours:    []step{{Do: "read-direct", Path: file("a"), Bytes: 8 * mib}},
+			want:    wanted{read: 8 * mib},
+		},
+		{
+			name:     "a stranger's cold read",
+			prepare:  []step{{Do: "write", Path: file("a"), Bytes: 8 * mib}, {Do: "drop", Path: file("a")}},
+			stranger: []step{{Do: "read", Path: file("a"), Bytes: 8 * mib}},
+			want:     wanted{otherRead: 8 * mib},
+		},
+	}
+}
+
+func TestChargingRules(t *testing.T) {
+	k := openTestKernel(t)
+	for _, volume := range []struct {
+		name    string
+		devices int
+		mkfs    []string
+	}{
+		{"ext4", 1, []string{"mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"}},
+		{"xfs", 1, []string{"mkfs.xfs", "-q"}},
+		{"btrfs", 1, []string{"mkfs.btrfs", "-q"}},
+		{"btrfs-raid0", 2, []string{"mkfs.btrfs", "-q", "-d", "raid0", "-m", "raid0"}},
+	} {
+		t.Run(volume.name, func(t *testing.T) {
+			v := newVolume(t, volume.name, filepath.Join(t.TempDir(), "image"), volume.devices, volume.mkfs...)
+			before := v.flows(t, k)
+			for _, c := range diskCases() {
+				if len(c.only) == 0 || contains(c.only, volume.name) {
+					t.Run(c.name, func(t *testing.T) { c.run(t, k, v) })
+				}
+			}
+			v.sync(t)
+			v.conserved(t, k, before)
+		})
+	}
+}
+
+func contains(all []string, one string) bool {
+	for _, s := range all {
+		if s == one {
+			return true
+		}
+	}
+	return false
+}
+
+// conserved says that the classes add up to what the devices say.
+func (v *volume) conserved(t *testing.T, k *kernel, before flows) {
+	t.Helper()
+	f := v.flows(t, k).since(before)
+	if got := sum(f.write); got != f.statWrite {
+		t.Errorf("classes written add up to %d bytes, the device says %d: %v", got, f.statWrite, f.write)
+	}
+	if got := sum(f.read); got != f.statRead {
+		t.Errorf("classes read add up to %d bytes, the device says %d: %v", got, f.statRead, f.read)
+	}
+}
+
+func (c diskCase) run(t *testing.T, k *kernel, v *volume) {
+	dir := filepath.Join(v.dir, "case")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := act(placed(c.prepare, dir)); err != nil {
+		t.Fatal(err)
+	}
+	v.sync(t)
+
+	ours := play(t, append(append(placed(c.ours, dir), step{Do: "pause"}), placed(c.then, dir)...)...)
+	// A program that replaced itself does not come back.
+	execs := len(c.ours) > 0 && c.ours[len(c.ours)-1].Do == "exec"
+	tree := k.mustTrack(t, ours)
+	defer k.Release(tree)
+	before := v.flows(t, k)
+	if execs {
+		ours.end()
+	} else {
+		ours.next()
+		ours.paused()
+		if len(c.stranger) > 0 {
+			play(t, placed(c.stranger, dir)...).end()
+		}
+		ours.end()
+	}
+	v.sync(t)
+
+	got, device := k.mustSnapshot(t, tree), v.flows(t, k).since(before)
+	w := got.Trees[0]
+	check := func(what string, got, want uint64, any bool) {
+		t.Helper()
+		if got != want && !any {
+			t.Errorf("%s: %d bytes, want %d (%+d)", what, got, want, int64(got-want))
+		}
+	}
+	check("written", w.DiskWriteBytes, c.want.write, false)
+	check("read", w.DiskReadBytes, c.want.read, c.want.anyRead)
+	check("missed in the page cache", w.CacheMissBytes, c.want.miss, c.want.anyMiss)
+	if c.want.direct && strings.HasPrefix(v.name, "btrfs") {
+		c.want.anyDirtied = true
+	}
+	check("made dirty", w.DirtiedBytes, c.want.dirtied, c.want.anyDirtied)
+	check("trees wrote to the device", device.write[bpf.BlockWriteClassCLASS_TREES], c.want.write, false)
+	check("others wrote", device.write[bpf.BlockWriteClassCLASS_OTHER], c.want.other, false)
+	check("others read", device.read[bpf.BlockWriteClassCLASS_OTHER], c.want.otherRead, false)
+	check("unattributed", device.write[bpf.BlockWriteClassCLASS_UNATTRIBUTED], c.want.unattributed, false)
+	check("swapped", device.write[bpf.BlockWriteClassCLASS_SWAP], 0, false)
+	check("of a lower layer", device.write[bpf.BlockWriteClassCLASS_LOWER], 0, false)
+	v.conserved(t, k, before)
+	if got.LossCount > 0 {
+		t.Errorf("lost: %s", got.Incomplete)
+	}
+}
+
+// placed puts the directory into the steps' paths.
+func placed(steps []step, dir string) []step {
+	out := make([]step, len(steps))
+	for i, s := range steps {
+		for _, path := range []*string{&s.Path, &s.From} {
+			if strings.Contains(*path, "%s") {
+				*path = fmt.Sprintf(*path, dir)
+			}
+		}
+		s.Steps = placed(s.Steps, dir)
+		out[i] = s
+	}
+	return out
+}
+
+func TestRawDevice(t *testing.T) {
+	k := openTestKernel(t)
+	file := filepath.Join(t.TempDir(), "image")
+	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, 64*mib)); err != nil {
+		t.Fatal(err)
+	}
+	device := strings.TrimSpace(run(t, "losetup", "--find", "--show", file))
+	t.Cleanup(func() { run(t, "losetup", "--detach", device) })
+	v := &volume{devices: []string{device}}
+	for _, c := range []struct {
+		name           string
+		steps          []step
+		write, dirtied uint64
+		zeroes         uint64
+	}{
+		{"buffered", []step{{Do: "write", Path: device, Bytes: 4 * mib}, {Do: "sync", Path: device}}, 4 * mib, 4 * mib, 0},
+		{"direct", []step{{Do: "write-direct", Path: device, Bytes: 4 * mib}}, 4 * mib, 0, 0},
+		{"write zeroes", []step{{Do: "zero-out", Path: device, At: 8 * mib, Bytes: 2 * mib}}, 0, 0, 2 * mib},
+		{"discard", []step{{Do: "discard", Path: device, At: 16 * mib, Bytes: 4 * mib}}, 0, 0, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ours := play(t, c.steps...)
+			tree := k.mustTrack(t, ours)
+			defer k.Release(tree)
+			before := v.flows(t, k)
+			ours.end()
+			got, f := k.mustSnapshot(t, tree).Trees[0], v.flows(t, k).since(before)
+			if got.DiskWriteBytes != c.write || got.DirtiedBytes != c.dirtied {
+				t.Errorf("wrote %d and made dirty %d bytes, want %d and %d", got.DiskWriteBytes, got.DirtiedBytes, c.write, c.dirtied)
+			}
+			if zeroes := f.write[bpf.BlockWriteClassCLASS_ZEROES]; zeroes != c.zeroes {
+				t.Errorf("wrote %d bytes of zeroes, want %d", zeroes, c.zeroes)
+			}
+			v.conserved(t, k, before)
+		})
+	}
+}
+
+// A loop device on a file of a file system: what goes to the file is the same bytes once more.
+func TestLowerLayer(t *testing.T) {
+	k := openTestKernel(t)
+	mkfs := []string{"mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"}
+	for _, direct := range []string{"off", "on"} {
+		t.Run("direct-io="+direct, func(t *testing.T) {
+			lower := newVolume(t, "lower", filepath.Join(t.TempDir(), "image"), 1, mkfs...)
+			upper := newVolume(t, "upper", filepath.Join(lower.dir, "image"), 1, mkfs...)
+			run(t, "losetup", "--direct-io="+direct, upper.devices[0])
+			upper.sync(t)
+			lower.sync(t)
+
+			ours := play(t, step{Do: "write", Path: filepath.Join(upper.dir, "a"), Bytes: 8 * mib})
+			tree := k.mustTrack(t, ours)
+			defer k.Release(tree)
+			below := lower.flows(t, k)
+			ours.end()
+			upper.sync(t)
+			lower.sync(t)
+			if got := k.mustSnapshot(t, tree).Trees[0]; got.DiskWriteBytes != 8*mib || got.DirtiedBytes != 8*mib {
+				t.Errorf("wrote %d and made dirty %d bytes, want %d", got.DiskWriteBytes, got.DirtiedBytes, 8*mib)
+			}
+			f := lower.flows(t, k).since(below)
+			if got := f.write[bpf.BlockWriteClassCLASS_LOWER]; got < 8*mib {
+				t.Errorf("lower layer took %d bytes, want at least %d: %v", got, 8*mib, f.write)
+			}
+			if trees := f.write[bpf.BlockWriteClassCLASS_TREES]; trees != 0 {
+				t.Errorf("trees wrote %d bytes to the lower layer, want 0", trees)
+			}
+			lower.conserved(t, k, below)
+		})
+	}
+}
+
+// Pages dirtied before the agent attached belong to nobody, and so do those of an inode whose other pages are such.
+func TestDirtyBeforeAttaching(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: loads BPF programs")
+	}
+	v := newVolume(t, "ext4", filepath.Join(t.TempDir(), "image"), 1, "mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0")
+	v.sync(t)
+	path := filepath.Join(v.dir, "a")
+	if err := (step{Do: "write", Path: path, Bytes: 4 * mib}).act(); err != nil {
+		t.Fatal(err)
+	}
+	k := openTestKernel(t)
+	ours := play(t, step{Do: "write", Path: path, At: 4 * mib, Bytes: 2 * mib})
+	tree := k.mustTrack(t, ours)
+	before := v.flows(t, k)
+	ours.end()
+	v.sync(t)
+	f := v.flows(t, k).since(before)
+	if got := k.mustSnapshot(t, tree).Trees[0].DiskWriteBytes; got != 2*mib {
+		t.Errorf("wrote %d bytes, want %d", got, 2*mib)
+	}
+	if got := f.write[bpf.BlockWriteClassCLASS_UNATTRIBUTED]; got != 4*mib {
+		t.Errorf("unattributed %d bytes, want %d: %v", got, 4*mib, f.write)
+	}
+	v.conserved(t, k, before)
+}
