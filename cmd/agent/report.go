@@ -41,5 +41,5 @@ func printSummary(ctx context.Context, out io.Writer, dir string) (err error) {
 			files = append(files, file)
 		}
 	}
-	return report.Summary(out, records.Records(ctx), files)
+	return report.Summary(out, records.Records(ctx), files...)
 }
