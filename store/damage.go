@@ -1,11 +1,16 @@
 package store
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"database/sql"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"math"
 	"os"
 	"time"
 
@@ -74,6 +79,13 @@ func (s *Store) renew(ctx context.Context, why error) error {
 		return err
 	}
 	rescued, lost := db.rescue(ctx, aside)
+	// Memory knows the latest better than a damaged file.
+	s.mu.Lock()
+	held, cursors := s.recent.after(s.recent.first-1, recentRecords, math.MaxInt), maps.Clone(s.cursors)
+	s.mu.Unlock()
+	if err := db.putAgain(held, cursors); err != nil {
+		return errors.Join(err, db.close())
+	}
 	if err := s.adopt(ctx, db); err != nil {
 		return errors.Join(err, db.close())
 	}
@@ -110,8 +122,11 @@ func setAside(path string, now time.Time) (string, error) {
 }
 
 // rescue copies what can be read of a damaged file: the records from the front up to the damage and from the end down to it,
-// the cursors, the counters, the processes. lost says what stopped it; nil = all was readable.
+// the cursors, the counters, the processes. lost is the first error; nil = all was readable.
 func (d *database) rescue(ctx context.Context, aside string) (records int64, lost error) {
+	if err := fillUp(aside); err != nil {
+		return 0, err
+	}
 	old, err := connect(aside, 1, "deferred")
 	if err != nil {
 		return 0, err
@@ -125,10 +140,11 @@ func (d *database) rescue(ctx context.Context, aside string) (records int64, los
 		{sqlCursors, d.move},
 		{`SELECT key, seq, state FROM processes`, d.keep},
 	} {
-		lost = errors.Join(lost, d.copyRows(ctx, old, table.query, nil, func(row []any) error {
+		err := d.copyRows(ctx, old, table.query, nil, func(row []any) error {
 			_, err := table.insert.ExecContext(ctx, row...)
 			return err
-		}))
+		})
+		lost = cmp.Or(lost, err)
 	}
 	const columns = `SELECT seq, run, function, context, step, start, end, record FROM records `
 	var front int64
@@ -147,10 +163,63 @@ func (d *database) rescue(ctx context.Context, aside string) (records int64, los
 		return nil
 	}
 	if err := d.copyRows(ctx, old, columns+`ORDER BY seq`, nil, add); err != nil {
-		lost = errors.Join(lost, err)
+		lost = cmp.Or(lost, err)
 		_ = d.copyRows(ctx, old, columns+`WHERE seq > ? ORDER BY seq DESC`, []any{front}, add)
 	}
 	return records, lost
+}
+
+// fillUp gives a file that was cut the length that its header states: SQLite reads nothing at all of a shorter one.
+func fillUp(path string) error {
+	file, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = file.Close() }()
+	info, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	// https://www.sqlite.org/fileformat.html: the page size is at offset 16 (1 = 65536), the number of pages at 28.
+	var header [32]byte
+	if n, _ := file.ReadAt(header[:], 0); n < len(header) {
+		return nil
+	}
+	page := int64(binary.BigEndian.Uint16(header[16:]))
+	if page == 1 {
+		page = 1 << 16
+	}
+	size := page * int64(binary.BigEndian.Uint32(header[28:]))
+	if bytes.HasPrefix(header[:], []byte("SQLite format 3\x00")) && info.Size() < size && size <= 2*DefaultMaxBytes {
+		return file.Truncate(size)
+	}
+	return nil
+}
+
+// putAgain writes cursors, and those of the records that are not in the file.
+func (d *database) putAgain(held []Stored, cursors map[cursorKey]cursor) error {
+	for k, c := range cursors {
+		if _, err := d.move.ExecContext(context.Background(), k.destination, k.signal, c.seq, c.state); err != nil {
+			return fmt.Errorf("write a cursor: %w", err)
+		}
+	}
+	for _, h := range held {
+		var there bool
+		if err := d.conn.QueryRowContext(context.Background(), `SELECT EXISTS (SELECT 1 FROM records WHERE seq = ?)`, h.Seq).Scan(&there); err != nil {
+			return fmt.Errorf("look for record %d: %w", h.Seq, err)
+		}
+		if there {
+			continue
+		}
+		blob, err := proto.Marshal(h.Record)
+		if err != nil {
+			return fmt.Errorf("encode record %d: %w", h.Seq, err)
+		}
+		if err := d.putRecord(h.Seq, h.Record, blob); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // copyRows hands the rows of a query on old to add, in one transaction that is kept whatever stops it.

@@ -127,6 +127,27 @@ func connect(path string, n int, txlock string) (*sql.DB, error) {
 	return db, nil
 }
 
+// fileVersion returns the file's schema version; 0 = it has no tables yet. It refuses what is not ours and what is newer.
+func fileVersion(ctx context.Context, db querier, path string) (version int64, err error) {
+	var id, tables int64
+	if err := db.QueryRowContext(ctx, sqlVersion).Scan(&version, &id, &tables); err != nil {
+		return 0, fmt.Errorf("read the version of %s: %w", path, err)
+	}
+	switch {
+	case version == 0 && id == 0 && tables == 0:
+		return 0, nil
+	case id != applicationID:
+		return 0, fmt.Errorf("%s: %w", path, ErrForeign)
+	case version > schemaVersion:
+		return 0, fmt.Errorf("%s has schema version %d and this agent knows %d: %w", path, version, schemaVersion, ErrTooNew)
+	}
+	return version, nil
+}
+
+type querier interface {
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
 // prepareSchema creates the tables of a new file and checks that an old one is ours and not newer than we are.
 func prepareSchema(ctx context.Context, db *sql.DB, path string) error {
 	tx, err := db.BeginTx(ctx, nil)
@@ -134,19 +155,9 @@ func prepareSchema(ctx context.Context, db *sql.DB, path string) error {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
 	defer func() { _ = tx.Rollback() }()
-	var version, id, tables int64
-	if err := tx.QueryRowContext(ctx, `SELECT (SELECT user_version FROM pragma_user_version),
-		(SELECT application_id FROM pragma_application_id), (SELECT count(*) FROM sqlite_schema)`).Scan(&version, &id, &tables); err != nil {
-		return fmt.Errorf("read the version of %s: %w", path, err)
-	}
-	switch {
-	case version == 0 && id == 0 && tables == 0:
-	case id != applicationID:
-		return fmt.Errorf("%s: %w", path, ErrForeign)
-	case version > schemaVersion:
-		return fmt.Errorf("%s has schema version %d and this agent knows %d: %w", path, version, schemaVersion, ErrTooNew)
-	default:
-		return nil
+	version, err := fileVersion(ctx, tx, path)
+	if err != nil || version != 0 {
+		return err
 	}
 	for _, q := range schema {
 		if _, err := tx.ExecContext(ctx, q); err != nil {

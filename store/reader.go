@@ -53,9 +53,13 @@ func (r *Reader) Next(ctx context.Context, maxRecords, maxBytes int) ([]Stored, 
 		s.mu.Lock()
 		after, last, news := s.cursors[r.key].seq, s.last, s.changed()
 		closed := s.closed
+		records := s.recent.after(after, maxRecords, maxBytes)
 		s.mu.Unlock()
 		if closed {
 			return nil, ErrClosed
+		}
+		if len(records) > 0 {
+			return records, nil
 		}
 		if after < last {
 			records, err := s.fetch(ctx, after, maxRecords, maxBytes)

@@ -66,6 +66,7 @@ const (
 	// The last of the oldest ? records that ended before a time. It walks from the front and stops: no index is needed.
 	sqlAged = `SELECT max(seq) FROM (SELECT seq, end FROM records ORDER BY seq LIMIT ?) WHERE end < ?`
 	// All processes but the ? that logged last.
-	sqlForget = `DELETE FROM processes WHERE seq <= (SELECT seq FROM processes ORDER BY seq DESC LIMIT 1 OFFSET ?)`
-	sqlUsed   = `SELECT (page_count - freelist_count) * page_size FROM pragma_page_count(), pragma_freelist_count(), pragma_page_size()`
+	sqlForget  = `DELETE FROM processes WHERE seq <= (SELECT seq FROM processes ORDER BY seq DESC LIMIT 1 OFFSET ?)`
+	sqlUsed    = `SELECT (page_count - freelist_count) * page_size FROM pragma_page_count(), pragma_freelist_count(), pragma_page_size()`
+	sqlVersion = `SELECT user_version, application_id, (SELECT count(*) FROM sqlite_schema) FROM pragma_user_version(), pragma_application_id()`
 )

@@ -18,6 +18,8 @@ type Stats struct {
 	// RemovedDelivered and RemovedUndelivered count the records that the limits have removed since the file was made: those
 	// that every destination had taken, and the others.
 	RemovedDelivered, RemovedUndelivered int64
+	// Unreadable counts records that could not be decoded and were passed over.
+	Unreadable uint64
 	// SetAside counts damaged files that were replaced, SetAsidePath is the latest.
 	SetAside     uint64
 	SetAsidePath string
@@ -60,4 +62,18 @@ func (s *Store) countFailedSync(err error) {
 	s.stats.FailedSyncs++
 	s.stats.LastError = err.Error()
 	s.mu.Unlock()
+}
+
+// countUnreadable counts each record once: readers come by in order, one or several times.
+func (s *Store) countUnreadable(seq int64, err error) {
+	s.mu.Lock()
+	first := seq > s.unreadable
+	if first {
+		s.unreadable = seq
+		s.stats.Unreadable++
+	}
+	s.mu.Unlock()
+	if first {
+		s.config.Log.Error("a record cannot be decoded and is passed over", "file", s.config.Path, "record", seq, "error", err)
+	}
 }

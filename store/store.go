@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -44,7 +45,7 @@ type Config struct {
 	// Path of the file, records.db by custom. Its directory is made if it is missing.
 	Path string
 	// MaxBytes bounds what the records take in the file; 0 = DefaultMaxBytes (1 GiB, about a million records). Beyond it the
-	// oldest are removed. The log beside the file comes on top: 64 MiB or less, more only under a load without a pause.
+	// oldest are removed. The log beside the file comes on top: 16 MiB as a rule, some 80 MiB under a load without a pause.
 	MaxBytes int64
 	// MaxAge bounds the age of the records, by the end of their window; 0 = no bound.
 	MaxAge time.Duration
@@ -114,8 +115,10 @@ type Store struct {
 
 	// Tokens: something was committed since the last sync; enough was committed for a checkpoint.
 	unsynced, unsaved chan struct{}
-	// gate is held during a transaction.
-	gate sync.Mutex
+	// gate is held during a transaction, transactions counts them.
+	gate         sync.Mutex
+	transactions atomic.Uint64
+	heldPages    int64 // the constant; tests lower it
 
 	// For the writer goroutine alone.
 	sinceCheckpoint int       // about what the log has grown since then, bytes
@@ -134,9 +137,12 @@ type Store struct {
 	news    chan struct{}
 	last    int64 // the last committed record's number
 	removed int64 // all up to this one are gone
+	recent  recent
 	readers map[cursorKey]*Reader
 	cursors map[cursorKey]cursor // as committed
-	stats   Stats                // without what Stats computes
+	// unreadable is the highest number that could not be decoded.
+	unreadable int64
+	stats      Stats // without what Stats computes
 }
 
 // Open opens the store and takes its lock, waiting for it as long as Config.LockWait says.
@@ -158,12 +164,13 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{
-		config:   config,
-		lock:     lock,
-		unsynced: make(chan struct{}, 1),
-		unsaved:  make(chan struct{}, 1),
-		readers:  map[cursorKey]*Reader{},
-		cursors:  map[cursorKey]cursor{},
+		config:    config,
+		lock:      lock,
+		heldPages: heldPages,
+		unsynced:  make(chan struct{}, 1),
+		unsaved:   make(chan struct{}, 1),
+		readers:   map[cursorKey]*Reader{},
+		cursors:   map[cursorKey]cursor{},
 	}
 	s.queue.init(config.MaxQueueBytes)
 	if err := s.open(ctx); err != nil {
@@ -334,30 +341,28 @@ func (s *Store) Records(ctx context.Context) iter.Seq2[Stored, error] {
 	last := s.last
 	s.mu.Unlock()
 	return func(yield func(Stored, error) bool) {
-		walk(ctx, 0, last, s.fetch, yield)
+		walk(last, func(after int64) ([]Stored, error) { return s.fetch(ctx, after, walkRecords, walkBytes) }, yield)
 	}
 }
 
-// Page of a walk: short enough to hold no snapshot of the file for long, which would keep the log from being reused.
+// Page of a walk: short enough to hold no snapshot of the file for long, which would keep the log from starting anew.
 const (
 	walkRecords = 256
 	walkBytes   = 1 << 20
 )
 
-type fetchFunc func(ctx context.Context, after int64, maxRecords, maxBytes int) ([]Stored, error)
-
-// walk yields the records behind after up to last, a page at a time.
-func walk(ctx context.Context, after, last int64, fetch fetchFunc, yield func(Stored, error) bool) {
-	for after < last {
-		page, err := fetch(ctx, after, walkRecords, walkBytes)
+// walk yields the records up to last, a page at a time.
+func walk(last int64, fetch func(after int64) ([]Stored, error), yield func(Stored, error) bool) {
+	for after := int64(0); after < last; {
+		records, err := fetch(after)
 		if err != nil {
 			yield(Stored{}, err)
 			return
 		}
-		if len(page) == 0 {
+		if len(records) == 0 {
 			return
 		}
-		for _, r := range page {
+		for _, r := range records {
 			if r.Seq > last || !yield(r, nil) {
 				return
 			}
@@ -366,22 +371,48 @@ func walk(ctx context.Context, after, last int64, fetch fetchFunc, yield func(St
 	}
 }
 
-// fetch reads the records behind after.
+// fetch reads the records behind after. One that cannot be decoded is passed over and counted: it must not keep the others
+// from being delivered.
 func (s *Store) fetch(ctx context.Context, after int64, maxRecords, maxBytes int) ([]Stored, error) {
-	var out []Stored
-	err := s.read(func(db *database) (err error) {
-		out, err = db.fetch(ctx, after, maxRecords, maxBytes)
-		return err
-	})
-	return out, err
+	for {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		var p page
+		err := s.read(func(db *database) (err error) {
+			p, err = db.fetch(after, maxRecords, maxBytes)
+			return err
+		})
+		for _, u := range p.unreadable {
+			s.countUnreadable(u.seq, u.err)
+		}
+		if err != nil || len(p.records) > 0 || p.through == after {
+			return p.records, err
+		}
+		after = p.through
+	}
+}
+
+// page is a part of the records.
+type page struct {
+	records    []Stored
+	unreadable []unreadable
+	through    int64 // the last number looked at
+}
+
+type unreadable struct {
+	seq int64
+	err error
 }
 
 // fetch reads at most maxRecords records behind after, in order, and stops before maxBytes are exceeded, but not before the
 // first one.
-func (d *database) fetch(ctx context.Context, after int64, maxRecords, maxBytes int) (out []Stored, err error) {
-	rows, err := d.next.QueryContext(ctx, after, maxRecords)
+func (d *database) fetch(after int64, maxRecords, maxBytes int) (p page, err error) {
+	p.through = after
+	// A context that can end costs a goroutine a query; a page is short.
+	rows, err := d.next.QueryContext(context.Background(), after, maxRecords)
 	if err != nil {
-		return nil, fmt.Errorf("read records: %w", err)
+		return p, fmt.Errorf("read records: %w", err)
 	}
 	defer func() { err = errors.Join(err, rows.Close()) }()
 	size := 0
@@ -389,19 +420,21 @@ func (d *database) fetch(ctx context.Context, after int64, maxRecords, maxBytes 
 		var seq int64
 		var blob sql.RawBytes
 		if err := rows.Scan(&seq, &blob); err != nil {
-			return nil, fmt.Errorf("read records: %w", err)
+			return p, fmt.Errorf("read records: %w", err)
 		}
-		if size += len(blob); size > maxBytes && len(out) > 0 {
-			return out, nil
+		if size += len(blob); size > maxBytes && len(p.records) > 0 {
+			return p, nil
 		}
+		p.through = seq
 		rec := &record.LogCall{}
 		if err := proto.Unmarshal(blob, rec); err != nil {
-			return nil, fmt.Errorf("decode record %d: %w", seq, err)
+			p.unreadable = append(p.unreadable, unreadable{seq, err})
+			continue
 		}
-		out = append(out, Stored{Seq: seq, Record: rec})
+		p.records = append(p.records, Stored{Seq: seq, Record: rec})
 	}
 	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("read records: %w", err)
+		return p, fmt.Errorf("read records: %w", err)
 	}
-	return out, nil
+	return p, nil
 }

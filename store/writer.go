@@ -50,6 +50,9 @@ func (s *Store) commitBatch(b *batch) (bytes int) {
 	}
 	s.mu.Lock()
 	s.last += int64(len(b.entries))
+	for i, e := range b.entries {
+		s.recent.add(Stored{first + int64(i), e.record}, len(e.blob))
+	}
 	for _, m := range b.moves {
 		s.cursors[m.key] = m.to
 	}
@@ -113,6 +116,7 @@ func (s *Store) trouble(err error) {
 func (s *Store) transact(db *database, f func() error) error {
 	s.gate.Lock()
 	defer s.gate.Unlock()
+	s.transactions.Add(1)
 	ctx := context.Background()
 	if _, err := db.begin.ExecContext(ctx); err != nil {
 		return fmt.Errorf("begin a transaction: %w", err)
@@ -133,17 +137,8 @@ func (s *Store) transact(db *database, f func() error) error {
 func (d *database) put(b *batch, first int64) error {
 	ctx := context.Background()
 	for i, e := range b.entries {
-		r := e.record
-		var c, step any
-		if r.Context != nil {
-			c = *r.Context
-		}
-		if r.Step != nil {
-			step = *r.Step
-		}
-		if _, err := d.insert.ExecContext(ctx, first+int64(i), r.GetProcess().GetRunId(), functionName(r.Function), c, step,
-			r.StartUnixNanos, r.EndUnixNanos, e.blob); err != nil {
-			return fmt.Errorf("write a record: %w", err)
+		if err := d.putRecord(first+int64(i), e.record, e.blob); err != nil {
+			return err
 		}
 	}
 	// Of each process the batch's last state counts, so walk back and keep the first that comes.
@@ -165,6 +160,23 @@ func (d *database) put(b *batch, first int64) error {
 		if _, err := d.move.ExecContext(ctx, m.key.destination, m.key.signal, m.to.seq, m.to.state); err != nil {
 			return fmt.Errorf("move a cursor: %w", err)
 		}
+	}
+	return nil
+}
+
+// putRecord writes one record.
+func (d *database) putRecord(seq int64, r *record.LogCall, blob []byte) error {
+	var name, step any
+	if r.Context != nil {
+		name = *r.Context
+	}
+	if r.Step != nil {
+		step = *r.Step
+	}
+	_, err := d.insert.ExecContext(context.Background(), seq, r.GetProcess().GetRunId(), functionName(r.Function), name, step,
+		r.StartUnixNanos, r.EndUnixNanos, blob)
+	if err != nil {
+		return fmt.Errorf("write a record: %w", err)
 	}
 	return nil
 }
