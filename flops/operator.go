@@ -85,7 +85,7 @@ const (
 	MaxOperators   = 20_000
 	MaxDims        = 32
 	MaxDim         = int64(1) << 40
-	MaxOperands    = 4_096
+	MaxOperands    = 65_536
 	MaxName        = 256
 	MaxModule      = 1_024
 	MaxDType       = 64

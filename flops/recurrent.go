@@ -33,7 +33,7 @@ func recurrentLayer(o *Operator) cost {
 		params = o.operands("weight")
 	}
 	layers, given := o.Scalars["num_layers"]
-	if !given || layers < 1 || layers > MaxOperands {
+	if !given || layers < 1 || layers > MaxDims*MaxDims {
 		return unknownBecause("num_layers is missing")
 	}
 	directions := int64(1)

@@ -186,7 +186,7 @@ type Operator struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// How often; 0 is read as 1.
 	Count uint64 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
-	// Tensor operands in argument order, list arguments flattened; an absent optional operand is left out.
+	// Tensor operands in argument order, list arguments flattened; an absent optional operand is left out. At most 65,536.
 	Inputs  []*Tensor `protobuf:"bytes,3,rep,name=inputs,proto3" json:"inputs,omitempty"`
 	Outputs []*Tensor `protobuf:"bytes,4,rep,name=outputs,proto3" json:"outputs,omitempty"`
 	// What shapes do not say; see the top of this file. At most 64, names of at most 64 bytes.

@@ -12,6 +12,7 @@ import (
 
 	prov4mlv1 "github.com/prov4ml/agent/api/prov4ml/v1"
 	"github.com/prov4ml/agent/flops"
+	"github.com/prov4ml/agent/server"
 )
 
 func main() {
@@ -62,9 +63,9 @@ func run(r io.Reader, w io.Writer) error {
 	if err := protojson.Unmarshal(data, &message); err != nil {
 		return fmt.Errorf("decode list: %w", err)
 	}
-	list, err := convert(&message)
+	list, err := server.OperatorList(&message)
 	if err != nil {
-		return err
+		return fmt.Errorf("convert list: %w", err)
 	}
 	t, err := flops.Count(list)
 	if err != nil {

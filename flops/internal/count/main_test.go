@@ -12,6 +12,7 @@ import (
 
 	prov4mlv1 "github.com/prov4ml/agent/api/prov4ml/v1"
 	"github.com/prov4ml/agent/flops"
+	"github.com/prov4ml/agent/server"
 )
 
 const sample = `{
@@ -91,7 +92,7 @@ func FuzzMessage(f *testing.F) {
 		if proto.Unmarshal(data, &message) != nil {
 			return
 		}
-		list, err := convert(&message)
+		list, err := server.OperatorList(&message)
 		if err == nil {
 			_, err = flops.Count(list)
 		}
