@@ -1,7 +1,7 @@
 """Trains a small CNN on real images and logs every step with prov4ml.
 
 The images are scikit-learn's 1,797 handwritten digits. Each becomes a PNG file of its own, is brought to the disk
-(fsync) and dropped from the page cache (posix_fadvise), so that the first epoch reads from the disk and not from memory;
+(fsync) and dropped from the page cache (posix_fadvise), so that the first epoch reads from the disk, not from memory;
 later epochs read from the cache, and the log shows that too. Each epoch ends with a checkpoint, brought to the disk.
 
     prov4ml-agent run -- python examples/train.py --epochs 5

@@ -52,8 +52,8 @@ _EXIT_SECONDS = 30.0
 _2_63 = 1 << 63
 
 _notices = _Notices()
-_client = _Client(_notices)
-_costs = _Costs(_client)
+_agent = _Client(_notices)
+_flops_calls = _Costs(_agent)
 
 
 def log_system_metrics(
@@ -71,7 +71,7 @@ def log_system_metrics(
             fields = f'{context._fields}"step":{step},'
         else:
             fields = _fields(context, step, timestamp)
-        _client.log(_wire.SYSTEM_METRICS, fields, synchronous is True or bool(synchronous))
+        _agent.log(_wire.SYSTEM_METRICS, fields, synchronous is True or _truth(synchronous))
     except Exception as error:
         _swallow("log_system_metrics", error)
 
@@ -91,7 +91,7 @@ def log_flops_per_batch(
     """
     try:
         fields = f'{_fields(context, step, timestamp)}"label":{_wire.quote(str(label))},'
-        _costs.log_batch(fields, model, batch, bool(synchronous))
+        _flops_calls.log_batch(fields, model, batch, _truth(synchronous))
     except Exception as error:
         _swallow("log_flops_per_batch", error)
 
@@ -108,7 +108,7 @@ def log_flops_per_epoch(
     """Logs the FLOPs that the model spends on an epoch of the dataset: a DataLoader, a Dataset, a Subset."""
     try:
         fields = f'{_fields(context, step, timestamp)}"label":{_wire.quote(str(label))},'
-        _costs.log_epoch(fields, model, dataset, bool(synchronous))
+        _flops_calls.log_epoch(fields, model, dataset, _truth(synchronous))
     except Exception as error:
         _swallow("log_flops_per_epoch", error)
 
@@ -120,7 +120,7 @@ def start_run(
     try:
         from . import _upstream
 
-        _upstream.start(_client, experiment_name)
+        _upstream.start(_agent, experiment_name)
     except Exception as error:
         _swallow("start_run", error)
 
@@ -142,8 +142,8 @@ def end_run(*args: object, **kwargs: object) -> None:
     try:
         from . import _upstream
 
-        _costs.finish(monotonic_ns() + _exit_nanos())
-        _upstream.end(_client)
+        _flops_calls.finish(monotonic_ns() + _exit_nanos())
+        _upstream.end(_agent)
     except Exception as error:
         _swallow("end_run", error)
 
@@ -153,7 +153,7 @@ def log_param(key: object, value: object, *args: object, **kwargs: object) -> No
     try:
         from . import _upstream
 
-        _upstream.param(_client, key, value)
+        _upstream.param(_agent, key, value)
     except Exception as error:
         _swallow("log_param", error)
 
@@ -172,7 +172,7 @@ def log_metric(
     try:
         from . import _upstream
 
-        _upstream.metric(_client, key, value, context, step, timestamp)
+        _upstream.metric(_agent, key, value, context, step, timestamp)
     except Exception as error:
         _swallow("log_metric", error)
 
@@ -219,6 +219,13 @@ def _fields(context: object, step: object, timestamp: object) -> str:
     return fields
 
 
+def _truth(synchronous: object) -> bool:
+    try:
+        return bool(synchronous)
+    except Exception:  # an array, for instance
+        return True
+
+
 def _swallow(function: str, error: Exception) -> None:
     _notices.say(f"error {function}", f"{function} failed and the training goes on: {type(error).__name__}: {error}")
 
@@ -234,8 +241,8 @@ def _exit_nanos() -> int:
 def _at_exit() -> None:
     try:
         deadline = monotonic_ns() + _exit_nanos()
-        _costs.close(deadline)
-        _client.close(deadline)
+        _flops_calls.close(deadline)
+        _agent.close(deadline)
     except Exception as error:
         _swallow("the end", error)
 
@@ -243,11 +250,11 @@ def _at_exit() -> None:
 def _begin() -> None:
     """Says hello and sees to fork and exit."""
     try:
-        _client.at_worker_exit = _at_exit
+        _agent.at_worker_exit = _at_exit
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_client.forked)
+            os.register_at_fork(after_in_child=_agent.forked)
         atexit.register(_at_exit)
-        _client.hello()
+        _agent.hello()
     except Exception as error:
         _swallow("the hello", error)
 

@@ -313,6 +313,7 @@ class Client:
             )
             return
         self._pick_up()
+        self._watch_worker_exit()
         self._listen(now)
         if self._asking is None and now >= self._attempt_at:
             self._connect(now, complain=True)
@@ -321,17 +322,18 @@ class Client:
             return
         if not self._has_logged:
             self._has_logged = True
-            self._watch_worker_exit()
             self._is_identity_due = self._is_identity_due or _environment.collect() != self._environment
         deadline = now + _WAIT_NANOS
         if not self._stalled and self._is_description_due():
+            if self._asking.owed:  # see _ask
+                self._settle(deadline)
             self._post_description()
         waits = synchronous and not self._stalled
         if not self._flush(deadline if waits else 0):
             if waits and self._telling is not None:
                 self._stall()
             self._keep(call)
-        elif waits and self._asking is not None and not self._stalled:
+        elif waits:
             self._ask(call, deadline)
         elif not self._tell(call, deadline):
             self._keep(call)
@@ -347,9 +349,19 @@ class Client:
     def _ask(self, call: Call, deadline: int) -> None:
         """Sends a call and waits for its answer."""
         for _ in range(2):
+            if self._asking is None:
+                self._connect(monotonic_ns(), complain=True)
             asking = self._asking
             if asking is None:
                 self._keep(call)
+                return
+            # Nothing is sent behind a request that is not answered: were this process to die, the agent would fail to
+            # answer that one and read no further.
+            if asking.owed and not self._settle(deadline):
+                continue
+            if self._stalled:
+                if not self._tell(call, deadline):
+                    self._keep(call)
                 return
             dropped = self._dropped
             request = _wire.unary(call.function, f"{{{self._message(call)}}}")
@@ -360,12 +372,12 @@ class Client:
                 # A stalled agent has the request as well.
                 self._dropped -= dropped
                 return
-            self._connect(monotonic_ns(), complain=True)
+        if not call.seq:
+            self._keep(call)
+            return
         # It broke two connections; a third might be one too many for the agent.
         self._dropped += 1
-        self.notices.add(
-            "broken", f"what listens at {socket_path()} hung up twice without an answer; a call was dropped"
-        )
+        self._complain_of_hanging_up()
 
     def _tell(self, call: Call, deadline: int) -> bool:
         """Writes a call to the stream. False when it could not be written now."""
@@ -419,8 +431,9 @@ class Client:
 
     def _connect(self, now: int, complain: bool) -> None:
         """Opens the asking connection and says hello on it."""
-        self._pause = min(max(2 * self._pause, _FIRST_PAUSE_NANOS), _LONGEST_PAUSE_NANOS)
-        self._attempt_at = now + self._pause
+        if complain:
+            self._pause = min(max(2 * self._pause, _FIRST_PAUSE_NANOS), _LONGEST_PAUSE_NANOS)
+            self._attempt_at = now + self._pause
         path = socket_path()
         try:
             asking = Asking(connect(path))
@@ -448,6 +461,12 @@ class Client:
             self._complain(path, error if isinstance(error, OSError) else OSError(str(error)))
             return None
         return self._telling
+
+    def _complain_of_hanging_up(self) -> None:
+        self.notices.add(
+            "hangs up",
+            f"what listens at {socket_path()} hangs up without an answer; is it a prov4ml agent, and is it well?",
+        )
 
     def _complain(self, path: str, error: OSError) -> None:
         self.notices.add("absent", _absence.sentence(path, error))
@@ -481,6 +500,8 @@ class Client:
                     f"what listens at {socket_path()} is no prov4ml agent ({asking.garbage}); "
                     "name the agent's socket in PROV4ML_AGENT_SOCKET",
                 )
+            elif not settled and self._pause:  # it has never answered
+                self._complain_of_hanging_up()
             self._lose()
         elif not settled:
             self._stall()
@@ -513,7 +534,7 @@ class Client:
             return
         for function, answer in self._asking.settle(0):
             self._hear(function, answer)
-        if self._asking.ended:
+        if self._asking.has_hung_up():
             self._lose()
 
     def _hear(self, function: _wire.Function, answer: _wire.Answer) -> None:
@@ -576,6 +597,9 @@ class Client:
 
     def _watch_worker_exit(self) -> None:
         """A forked worker of multiprocessing ends by os._exit, after its own list of finalizers."""
+        if not self._is_fork:
+            return
+        self._is_fork = False
         util = sys.modules.get("multiprocessing.util")
-        if self._is_fork and util is not None and self.at_worker_exit is not None:
+        if util is not None and self.at_worker_exit is not None:
             util.Finalize(None, self.at_worker_exit, exitpriority=0)

@@ -103,11 +103,8 @@ class Asking(_Connection):
     def ask(self, request: bytes, function: _wire.Function, deadline: int) -> bool:
         """One send, one wait, one receive: true when that brought the whole answer and it is a success.
 
-        Else the answer is owed and `settle` goes on.
+        Else the answer is owed and `settle` goes on. Nothing may be owed before.
         """
-        if self.owed:
-            self.post(request, function)
-            return False
         sent = self._send(request)
         if sent == len(request):
             if self._readable.poll(_milliseconds(deadline)):
@@ -149,6 +146,12 @@ class Asking(_Connection):
             self.garbage = str(error)
             self.ended = True
             return answers
+
+    def has_hung_up(self) -> bool:
+        """Whether the other side has closed the connection; something said unasked is taken for that too."""
+        if not self.owed and self._readable.poll(0):
+            self.ended = True
+        return self.ended
 
     def _parse(self, answers: list[tuple[_wire.Function, _wire.Answer]]) -> None:
         while self._received:

@@ -39,7 +39,7 @@ class Costs:
         self._flops: Any = None
         self._queue: queue.Queue[Callable[[], None] | None] | None = None
         self._thread: threading.Thread | None = None
-        # Signatures whose operators went out on this connection.
+        # Signatures whose operators went out on this connection, or are kept to go out first on the next.
         self._connection = -1
         self._told: set[str] = set()
 
@@ -82,14 +82,14 @@ class Costs:
         self._put(later)
 
     def _send(self, function: _wire.Function, fields: str, part: dict[str, Any], synchronous: bool, made: int) -> None:
-        if self._connection != self._client.connection:
-            self._connection = self._client.connection
-            self._told.clear()
+        self._follow_connection()
         signature = part.get("signature")
         if len(part) == 1 and isinstance(signature, str):
             if signature in self._told:
                 text = f'{fields}"signature":{_wire.quote(signature)},'
                 if self._client.log(function, text, synchronous, made) not in _UNKNOWN:
+                    self._follow_connection()
+                    self._told.add(signature)
                     return
             operators = self.flops().operators(signature)
             if operators is not None:
@@ -97,7 +97,13 @@ class Costs:
         elif "batches" in part:
             part = self._with_operators(part)
         self._client.log(function, fields + _text(part), synchronous, made)
+        self._follow_connection()
         self._told.update(_signatures(part))
+
+    def _follow_connection(self) -> None:
+        if self._connection != self._client.connection:
+            self._connection = self._client.connection
+            self._told.clear()
 
     def _with_operators(self, part: dict[str, Any]) -> dict[str, Any]:
         """An epoch's part with the operators of every signature that this connection hasn't carried."""

@@ -13,8 +13,9 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Callable, Optional
+from typing import Any
 
 OK = {"record": "1", "traceId": "00" * 16, "spanId": "00" * 8}
 
@@ -36,7 +37,7 @@ class Reply:
     status: int = 200
     body: Any = field(default_factory=lambda: OK)
     headers: tuple[tuple[str, str], ...] = ()
-    raw: Optional[bytes] = None  # instead of everything else
+    raw: bytes | None = None  # instead of everything else
     delay: float = 0.0
     hang_up: bool = False  # close after this answer
     silent: bool = False  # never answer
@@ -46,7 +47,7 @@ Decide = Callable[["Taken"], Reply]
 
 
 class Agent:
-    def __init__(self, path: str, decide: Optional[Decide] = None, hello: Optional[Reply] = None) -> None:
+    def __init__(self, path: str, decide: Decide | None = None, hello: Reply | None = None) -> None:
         self.path = path
         self.taken: list[Taken] = []
         self.bytes: list[bytes] = []  # everything that came, one entry per receive
@@ -63,6 +64,8 @@ class Agent:
 
     def close(self) -> None:
         """Goes away like a killed agent: all connections end, the socket file stays."""
+        if self._closed:
+            return
         self._closed = True
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -108,13 +111,11 @@ class Agent:
             threading.Thread(target=self._serve, args=(connection, self._count), daemon=True).start()
 
     def _serve(self, connection: socket.socket, number: int) -> None:
-        peer = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-        reader = _Reader(connection, self.bytes)
         try:
+            peer = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+            reader = _Reader(connection, self.bytes)
             while True:
                 line = reader.line()
-                if not line:
-                    return
                 method, target, version = line.split(" ")
                 assert (method, version) == ("POST", "HTTP/1.1"), line
                 headers = {}
@@ -224,9 +225,7 @@ class _Reader:
     def line(self) -> str:
         while b"\r\n" not in self._data:
             if not self._more():
-                if self._data:
-                    raise EOFError
-                return ""
+                raise EOFError
         line, _, self._data = self._data.partition(b"\r\n")
         return line.decode("ascii")
 
@@ -247,7 +246,8 @@ def main(path: str, out: str) -> None:
         print("ready", flush=True)
         while True:
             with agent.changed:
-                agent.changed.wait_for(lambda: len(agent.taken) > done)
+                while len(agent.taken) == done:
+                    agent.changed.wait()
                 new = agent.taken[done:]
             for taken in new:
                 line = {"function": taken.function, "streamed": taken.streamed, "peer": taken.peer, **taken.message}
