@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"flag"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -268,6 +269,20 @@ func TestLinesAreDeterministic(t *testing.T) {
 		traces2, metrics2 := lines(t, recs, StepAttribute)
 		if traces2 != traces || metrics2 != metrics {
 			t.Fatal("the same records gave other bytes")
+		}
+	}
+}
+
+// A loss that is no number must not make a line unreadable.
+func TestLinesOfValuesThatAreNoNumbers(t *testing.T) {
+	rec := call(1, 0)
+	for _, v := range []float64{math.NaN(), math.Inf(1), math.Inf(-1), 1e300, math.Copysign(0, -1)} {
+		rec.LoggedMetrics = append(rec.LoggedMetrics, &record.LoggedMetric{Key: "loss", Value: v, TimeUnixNanos: hello})
+	}
+	traces, metrics := lines(t, []*record.LogCall{rec}, StepAttribute)
+	for _, line := range []string{traces, metrics} {
+		if !json.Valid([]byte(line)) || !strings.Contains(line, `"NaN"`) {
+			t.Errorf("line is %s", line)
 		}
 	}
 }

@@ -244,25 +244,27 @@ func TestLoggedMetricsComeBeforeTheCall(t *testing.T) {
 	s.recs[0].LoggedMetrics = []*record.LoggedMetric{
 		{Key: "loss", Value: 1, TimeUnixNanos: hello + 1},
 		{Key: "loss", Value: math.NaN(), TimeUnixNanos: hello + 2},
-		{Key: "loss", Value: 3, TimeUnixNanos: hello - second*100, Step: proto.Int64(3)},
+		{Key: "loss", Value: 3, TimeUnixNanos: hello + 1}, // behind the one before
 		{Key: "loss", Value: 4, TimeUnixNanos: hello + 100*second},
 	}
 	b := newMetricBuilder("1", StepAttribute)
+	var times []int64
 	for _, m := range b.metrics(s.recs)[0].ScopeMetrics[0].Metrics {
-		if m.Name != names.MetricLogged {
-			continue
-		}
-		var times []int64
-		for _, p := range m.Data.(metricdata.Gauge[float64]).DataPoints {
-			times = append(times, p.Time.UnixNano()-hello)
-		}
-		if want := []int64{1, 2, 2, second}; !slices.Equal(times, want) {
-			t.Logf("times are %v", times)
-		}
-		for i := 1; i < len(times); i++ {
-			if times[i] < times[i-1] || times[i] > second {
-				t.Errorf("times %v are out of order", times)
+		if m.Name == names.MetricLogged {
+			for _, p := range m.Data.(metricdata.Gauge[float64]).DataPoints {
+				times = append(times, p.Time.UnixNano()-hello)
 			}
+		}
+	}
+	if want := []int64{1, 2, second, second}; !slices.Equal(times, want) || b.moved != 2 {
+		t.Errorf("times are %v and %d moved, want %v and 2", times, b.moved, want)
+	}
+}
+
+func TestStepMode(t *testing.T) {
+	for mode, valid := range map[StepMode]bool{StepAttribute: true, StepExemplar: true, "": false, "off": false} {
+		if err := mode.Validate(); (err == nil) != valid {
+			t.Errorf("%q: %v", mode, err)
 		}
 	}
 }

@@ -90,6 +90,7 @@ type Pipeline struct {
 	stop    context.CancelFunc
 	done    sync.WaitGroup
 	conns   []*grpc.ClientConn
+	closed  sync.Once
 }
 
 // Start opens the files, makes the exporters and begins to deliver. A receiver that is down is no error.
@@ -262,21 +263,22 @@ func (p *Pipeline) behind() []error {
 	return out
 }
 
-// Close ends the workers, waits for them, and closes connections and files. What is not delivered stays in the store. The
-// store must still be open.
+// Close ends the workers, waits for them, and closes connections and files. What is not delivered stays in the store, which
+// must still be open. A second call does nothing.
 func (p *Pipeline) Close(ctx context.Context) error {
-	p.stop()
-	p.done.Wait()
 	var err error
-	for _, w := range p.workers {
-		err = errors.Join(err, w.exporter.shutdown(ctx))
-		if w.file != nil {
-			err = errors.Join(err, w.file.close())
+	p.closed.Do(func() {
+		p.stop()
+		p.done.Wait()
+		for _, w := range p.workers {
+			err = errors.Join(err, w.exporter.shutdown(ctx))
+			if w.file != nil {
+				err = errors.Join(err, w.file.close())
+			}
 		}
-	}
-	for _, c := range p.conns {
-		err = errors.Join(err, c.Close())
-	}
-	p.workers, p.conns = nil, nil
+		for _, c := range p.conns {
+			err = errors.Join(err, c.Close())
+		}
+	})
 	return err
 }

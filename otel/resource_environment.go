@@ -17,7 +17,7 @@ func ResourceFromEnvironment() (map[string]string, error) {
 	attributes := map[string]string{}
 	for _, kv := range from.Attributes() {
 		if kv.Key != "service.name" {
-			attributes[string(kv.Key)] = kv.Value.Emit()
+			attributes[string(kv.Key)] = kv.Value.String()
 		}
 	}
 	return attributes, nil

@@ -120,7 +120,7 @@ func (b *spanBuilder) spans(dst []sdktrace.ReadOnlySpan, rec *record.LogCall) []
 			context:    segmentEnd(p, seg),
 			parent:     root,
 			start:      unixTime(start),
-			end:        unixTime(max(seg.GetEndUnixNanos(), start+int64(markerLength))),
+			end:        later(unixTime(seg.GetEndUnixNanos()), unixTime(start).Add(markerLength)),
 			attributes: append(segmentAttributes(p, seg), attribute.Int64(names.SegmentSpans, int64(seg.GetSpans()))),
 			scope:      b.scope,
 			resource:   res,
@@ -348,6 +348,13 @@ func functionName(f record.Function) string {
 	default:
 		return "log_call"
 	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
 }
 
 func unixTime(nanos int64) time.Time { return time.Unix(0, nanos).UTC() }

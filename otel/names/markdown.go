@@ -12,7 +12,8 @@ const introduction = `# Attributes and metrics
 
 Every name that the agent emits. Attributes are on the span of the log call and describe its **window**: from the previous
 call of that function by that process to this one. A value that could not be measured is **absent**, never 0, and
-` + "`prov4ml.unavailable`" + ` says why.
+` + "`prov4ml.unavailable`" + ` says why. A value of which a part is missing (without eBPF, what exited children did) is a lower
+bound; then ` + "`prov4ml.window.incomplete`" + ` is true.
 
 - **tree**: the calling process and all its descendants, exited and orphaned ones included; trees inside it included.
 - **node**: the whole machine in that window. **host**: the state of the machine, as ` + "`psutil`" + ` shows it.
