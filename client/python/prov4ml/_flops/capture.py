@@ -71,10 +71,13 @@ _SHARED = (
     "_io", "_thread", "accelerate", "asyncio", "concurrent", "datasets", "io", "lightning", "lightning_fabric", "logging",
     "mlflow", "multiprocessing", "pandas", "PIL", "pytorch_lightning", "queue", "socket", "sqlite3", "tensorboard",
     "threading", "tokenizers", "torch._dynamo", "torch._inductor", "torch.cuda", "torch.distributed", "torch.jit",
-    "torch.optim", "torch.profiler", "torch.utils.data", "torch.utils.tensorboard", "transformers.tokenization_utils_base",
-    "transformers.trainer", "wandb",
+    "torch.optim", "torch.profiler", "torch.utils.data", "torch.utils.tensorboard", "transformers.trainer", "wandb",
 )  # fmt: skip
 
+# Hooks that are part of the computation: weight norm, spectral norm, pruning; inputs that are made to require grad.
+_LIBRARY_HOOKS = ("torch.nn.utils", "transformers.", "peft.")
+# Hooks that move data around, or are ours.
+_IGNORED_HOOKS = ("torch.", "accelerate.", "prov4ml.")
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 # Bookkeeping of hooks, keyed like the hooks themselves.
 _HOOK_FLAGS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
@@ -102,17 +105,6 @@ def unwrap(model: Any) -> Any:
     return model
 
 
-def is_compiled(model: torch.nn.Module) -> bool:
-    """Whether any part of model runs through torch.compile."""
-    for module in model.modules():
-        if type(module).__name__ == "OptimizedModule" or module.__dict__.get("_compiled_call_impl") is not None:
-            return True
-        for value in module.__dict__.values():
-            if isinstance(value, types.FunctionType) and hasattr(value, "_torchdynamo_orig_callable"):
-                return True
-    return False
-
-
 class Captured:
     """A model's structure with blueprints for tensors."""
 
@@ -129,14 +121,14 @@ class Captured:
 def capture_model(model: torch.nn.Module) -> Captured:
     """The structure of a model. Raises UnshadowableError."""
     _refuse_tensor_parallel(unwrap(model))
-    copier = Copier(_blueprint)
+    copier = Copier(blueprint)
     shell = copier.module(model)
     return Captured(shell, copier.dropped_hooks, copier.shares)
 
 
 def capture_batch(batch: Any) -> Any:
     """The structure of a batch; the values of short integer vectors in host memory are kept."""
-    return Copier(functools.partial(_blueprint, values=True)).value(batch)
+    return Copier(functools.partial(blueprint, values=True)).value(batch)
 
 
 def _refuse_tensor_parallel(model: torch.nn.Module) -> None:
@@ -155,7 +147,8 @@ def _under_fsdp(model: torch.nn.Module) -> bool:
     return any(base.__name__ == "FSDPModule" for module in model.modules() for base in type(module).__mro__)
 
 
-def _blueprint(tensor: Any, keep: bool = False, values: bool = False) -> Blueprint:
+def blueprint(tensor: Any, keep: bool = False, values: bool = False) -> Blueprint:
+    """What a tensor is without its data. Raises UnshadowableError."""
     if isinstance(tensor, Blueprint):
         return tensor
     if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
@@ -393,20 +386,12 @@ class Copier:
     def _hooks(self, hooks: Dict[int, Any]) -> Any:
         kept = type(hooks)()
         for key, hook in hooks.items():
-            if _belongs_to_torch(hook):
+            module = str(getattr(hook, "__module__", None) or type(hook).__module__)
+            if module.startswith(_LIBRARY_HOOKS):
                 kept[key] = self.value(hook)
-            elif not _module_of(hook).startswith("torch."):
+            elif not module.startswith(_IGNORED_HOOKS):
                 self.dropped_hooks += 1
         return kept
-
-
-def _module_of(hook: Any) -> str:
-    return str(getattr(hook, "__module__", None) or type(hook).__module__)
-
-
-def _belongs_to_torch(hook: Any) -> bool:
-    """Whether a hook is part of the computation: weight norm, spectral norm, pruning."""
-    return _module_of(hook).startswith("torch.nn.utils")
 
 
 def _is_shared(cls: type) -> bool:

@@ -179,7 +179,9 @@ def _shapes(plan: Plan, seen: List[Any], owner: Any) -> Tuple[Optional[List[Tupl
     return shapes, problem or reason
 
 
-def _from_seen(parts: List[Tuple[int, int]], seen: List[Any], whole: bool) -> Tuple[Optional[List[Tuple[int, Any]]], str]:
+def _from_seen(
+    parts: List[Tuple[int, int]], seen: List[Any], whole: bool
+) -> Tuple[Optional[List[Tuple[int, Any]]], str]:
     from .batches import resize, same_but_size
 
     latest = seen[0]
@@ -196,7 +198,10 @@ def _from_seen(parts: List[Tuple[int, int]], seen: List[Any], whole: bool) -> Tu
             continue
         resized = resize(latest.batch, latest.batch_size, size)
         if resized is None:
-            return None, f"a batch of {size} cannot be made from one of {latest.batch_size}: it is not made of tensors only"
+            return (
+                None,
+                f"a batch of {size} cannot be made from one of {latest.batch_size}: it is not made of tensors only",
+            )
         shapes.append((count, resized))
     return shapes, ""
 

@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 
+from . import products
 from .calls import Call
 from .recorder import Recorder
 from .tracing import Setting, batch_size, operator_list, walk
@@ -70,7 +71,7 @@ class Observer:
             self._finish(None, "the forward raised while it was watched")
             return
         notes = ["recomputation and work inside custom autograd functions' backward are not seen in a watched step"]
-        if recorder.without_grad and self._setting.training:
+        if self._setting.training and any(products.is_product(name) for name in recorder.without_grad):
             notes.append("part of the forward ran with grad mode off: its backward is not counted")
         for name, count in sorted(recorder.unreadable.items()):
             notes.append(f"shapes of {name} could not be read: {count} executions not counted")

@@ -12,7 +12,7 @@ from typing import Any, Callable, ContextManager, Tuple
 
 import torch
 
-from .capture import Blueprint, Copier
+from .capture import Blueprint, Copier, blueprint
 
 META = "meta"
 META_LENGTHS = "meta, lengths real"
@@ -52,19 +52,22 @@ def materialise(shell: Any, batch: Any, rung: str) -> Tuple[Copier, Any, Any, Ca
     return copier, model, twin, enter
 
 
-def _meta(plan: Blueprint, keep: bool = False) -> torch.Tensor:
+def _meta(tensor: Any, keep: bool = False) -> torch.Tensor:
+    plan = blueprint(tensor)
     if plan.keep and plan.values is not None:
         return mark(plan.values.clone())
     return _finish(torch.empty_strided(plan.size, plan.stride, dtype=plan.dtype, device="meta"), plan)
 
 
-def _meta_with_values(plan: Blueprint, keep: bool = False) -> torch.Tensor:
+def _meta_with_values(tensor: Any, keep: bool = False) -> torch.Tensor:
+    plan = blueprint(tensor, values=True)
     if plan.values is not None:
         return mark(plan.values.clone())
     return _meta(plan)
 
 
-def _fake(plan: Blueprint, keep: bool = False) -> torch.Tensor:
+def _fake(tensor: Any, keep: bool = False) -> torch.Tensor:
+    plan = blueprint(tensor)
     return _finish(torch.empty_strided(plan.size, plan.stride, dtype=plan.dtype, device="cpu"), plan)
 
 

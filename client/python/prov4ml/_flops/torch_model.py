@@ -12,9 +12,9 @@ import torch
 
 from . import closed_form
 from .calls import Call, fields
-from .capture import Captured, UnshadowableError, capture_batch, capture_model, is_compiled, unwrap
-from .hostrng import uses_host_generators
+from .capture import Captured, UnshadowableError, capture_batch, capture_model, unwrap
 from .observe import Observer
+from .reach import reach
 from .recorder import CancelledError
 from .settings import any_autocast, autocast_dtype, float32_dtypes
 from .shadow import META, META_LENGTHS
@@ -64,7 +64,7 @@ class TorchModel:
         """What counts a new key. Captures the model and the batch as they are now."""
         inner = self._inner()
         if self._on_training_thread is None:
-            self._on_training_thread = uses_host_generators(list(inner.modules())) if inner is not None else True
+            self._on_training_thread = inner is None or reach(list(inner.modules())).host_generators
         digest, training, autocast, _ = key
         convolution = float32_dtypes(self.watch.device)
         setting = Setting(training, autocast, *convolution)
@@ -167,7 +167,6 @@ class Job:
     def run(self) -> None:
         """Counts, on whatever rung works, and settles."""
         candidates: List[Call] = []
-        observable = True
         try:
             if self._captured is not None:
                 with host_generators() if self.on_training_thread else contextlib.nullcontext():
@@ -193,7 +192,6 @@ class Job:
         except NotTracedError as err:
             self._reason = str(err)
             candidates = err.candidates
-            observable = not err.flex
         except Exception as err:  # noqa: BLE001 - nothing may reach the training
             self._reason = f"{type(err).__name__}: {err}"
         self._captured = None
@@ -201,7 +199,7 @@ class Job:
         if model is None:
             self.settle({"missingReason": self._reason})
             return
-        refusal = self._refusal(model) if observable else "flex_attention refuses to be watched"
+        refusal = _refusal(model)
         if refusal:
             self._reason += f"; not watched: {refusal}"
             self._without_trace()
@@ -209,14 +207,6 @@ class Job:
         observer = Observer(model, candidates, self._plan, self._setting, self._observed)
         self._owner.observe(observer)
         observer.start()
-
-    def _refusal(self, model: Any) -> str:
-        """Why a step of this model must not be watched."""
-        if is_compiled(model):
-            return "a compiled model runs uncompiled under a watch, with other rounding"
-        if type(model).__name__ == "DataParallel" and len(getattr(model, "device_ids", [])) > 1:
-            return "DataParallel runs its replicas in threads of their own"
-        return ""
 
     def _observed(self, operators: Optional[Dict[str, Any]], reason: str) -> None:
         if operators is None:
@@ -237,6 +227,18 @@ class Job:
                 self.settle(operators)
                 return
         self.settle({"missingReason": f"not counted: {self._reason}"[:1000]})
+
+
+def _refusal(model: Any) -> str:
+    """Why a step of this model must not be watched; "" = it may be."""
+    found = reach(list(model.modules()))
+    if found.flex_attention:
+        return "flex_attention refuses to run under a watch"
+    if found.compiled:
+        return "compiled code runs uncompiled under a watch, with other rounding"
+    if type(model).__name__ == "DataParallel" and len(getattr(model, "device_ids", [])) > 1:
+        return "DataParallel runs its replicas in threads of their own"
+    return ""
 
 
 @contextlib.contextmanager

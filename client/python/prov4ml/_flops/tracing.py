@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import collections.abc
 import contextlib
-from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Tuple
+import sys
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Mapping, NamedTuple, Tuple
 
 import torch
 
@@ -52,10 +53,9 @@ class Traced(NamedTuple):
 class NotTracedError(Exception):
     """No rung worked. The message says why; calls are the argument lists that a real step may show."""
 
-    def __init__(self, reason: str, candidates: List[Call], flex: bool) -> None:
+    def __init__(self, reason: str, candidates: List[Call]) -> None:
         super().__init__(reason)
         self.candidates = candidates
-        self.flex = flex
 
 
 class NeedsTrainingThreadError(Exception):
@@ -78,7 +78,6 @@ def trace(
     order = sorted(range(len(candidates)), key=lambda i: i != first[1])
     rungs = sorted(RUNGS, key=lambda rung: rung != first[0])
     failures: List[str] = []
-    flex = False
     for number in order:
         depends = False
         for rung in rungs:
@@ -92,13 +91,12 @@ def trace(
             except Exception as err:  # noqa: BLE001 - the model's own code runs here
                 failures.append(f"{rung}: {_sentence(err)}")
                 depends = depends or _is_data_dependent(err)
-                flex = flex or _in_flex_attention(err)
-        if depends or flex:
+                if _in_flex_attention(err):
+                    raise NotTracedError("flex_attention: torch runs it compiled or not at all", []) from err
+        if depends:
             break
-    if flex:
-        raise NotTracedError("flex_attention cannot be traced: torch runs it compiled only", [], True)
     # The first call is the likeliest one, so its reasons are the ones to read.
-    raise NotTracedError("; ".join(failures[: len(rungs)]) or "no way to call the model", candidates, False)
+    raise NotTracedError("; ".join(failures[: len(rungs)]) or "no way to call the model", candidates)
 
 
 class _Run:
@@ -171,7 +169,8 @@ class _Run:
             stack.enter_context(torch.set_grad_enabled(self._setting.training))
             stack.enter_context(enter())
             stack.enter_context(autocast)
-            if recurrent and self._rung != FAKE:
+            stack.enter_context(_eager_inside())
+            if recurrent:
                 stack.enter_context(RecurrentMode(recorder))
             with recorder:
                 result = model(*args, **kwargs)
@@ -190,6 +189,13 @@ class _Run:
         recorder.backward = True
         with recorder:
             loss.backward()  # type: ignore[union-attr]
+
+
+def _eager_inside() -> ContextManager[Any]:
+    """Functions that torch.compile has wrapped, fullgraph included, run as they were written, on this thread."""
+    frames: Any = sys.modules.get("torch._dynamo.eval_frame")
+    eager = getattr(frames, "_use_eager_on_nested_compile", None)
+    return eager() if eager is not None else contextlib.nullcontext()
 
 
 def _follow(modules: List[Tuple[str, torch.nn.Module]], recorder: Recorder) -> None:

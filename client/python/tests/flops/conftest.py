@@ -1,0 +1,93 @@
+"""The agent's own arithmetic for the tests of the tracer: what a trace amounts to, and fresh caches."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch = pytest.importorskip("torch")
+torch.set_num_threads(1)
+
+from prov4ml import _flops  # noqa: E402
+from prov4ml._flops import tracer  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[4]
+SECONDS = 300
+
+
+@pytest.fixture(scope="session")
+def counter(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Dict[str, Any]], Dict[str, Any]]:
+    """Counts an OperatorList with the agent's package flops."""
+    go = shutil.which("go") or "/usr/local/go/bin/go"
+    program = tmp_path_factory.mktemp("count") / "count"
+    subprocess.run([go, "build", "-o", str(program), "./flops/internal/count"], cwd=ROOT, check=True)
+
+    def count(operators: Dict[str, Any]) -> Dict[str, Any]:
+        done = subprocess.run([str(program)], input=json.dumps(operators), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        answer: Dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    return count
+
+
+class Cost:
+    """One batch's cost: the list that was traced and what the agent makes of it."""
+
+    def __init__(self, operators: Dict[str, Any], counted: Dict[str, Any]) -> None:
+        self.operators = operators
+        self.method = operators.get("method")
+        self.notes = operators.get("notes", [])
+        self.missing = operators.get("missingReason")
+        self.forward = int(counted["forward"])
+        self.backward = int(counted["backward"])
+        self.recompute = int(counted["recompute"])
+        self.complete = counted["complete"]
+        self.unknown = counted["unknown"]
+        self.counted = counted
+
+    @property
+    def pair(self) -> "tuple[int, int]":
+        return self.forward, self.backward
+
+
+@pytest.fixture
+def cost(counter: Callable[[Dict[str, Any]], Dict[str, Any]]) -> Callable[..., Cost]:
+    """cost(model, batch, step): the cost of one batch; step, if given, is a step of the training that may be watched."""
+
+    def of(model: Any, batch: Any, step: Any = None) -> Cost:
+        answer = _flops.batch_cost(model, batch)
+        if step is not None:
+            _settle()
+            step()
+        fragment = answer.result(SECONDS)
+        operators = fragment.get("operators") or _flops.operators(fragment["signature"])
+        return Cost(operators, counter(operators))
+
+    return of
+
+
+def _settle() -> None:
+    _flops.batch_cost(torch.nn.Identity(), torch.empty(1)).result(SECONDS)
+
+
+@pytest.fixture
+def settle() -> Callable[[], None]:
+    """Waits for the tracing thread to have nothing to do."""
+    return _settle
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process's caches, new for each test."""
+    mine = tracer.Tracer()
+    monkeypatch.setattr(tracer, "_tracer", mine)
+    yield
+    mine.close(SECONDS)
