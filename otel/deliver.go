@@ -47,6 +47,8 @@ type worker struct {
 	// complaint and complained say what was logged last, and when.
 	complaint  string
 	complained time.Time
+	// failing: the last attempt failed and was to be repeated.
+	failing bool
 
 	mu    sync.Mutex
 	stats Stats
@@ -264,9 +266,7 @@ func (w *worker) export(ctx context.Context, e *encoded, limit int) (*outcome, e
 
 // succeed counts an OK, a partial one included.
 func (w *worker) succeed(e *encoded, out *outcome) {
-	before := ""
 	w.count(func(s *Stats) {
-		before = s.LastError
 		s.Requests++
 		s.Records += uint64(len(e.records))
 		s.Rejected += uint64(out.rejected)
@@ -274,13 +274,13 @@ func (w *worker) succeed(e *encoded, out *outcome) {
 		s.LastError = out.message
 		s.LastSuccess = time.Now()
 	})
-	if out.rejected > 0 || out.message != "" {
-		w.complain(slog.LevelWarn, "the receiver dropped a part of a request", out.message, "rejected", out.rejected)
-		return
-	}
-	if before != "" {
-		w.complaint = ""
+	if w.failing {
+		w.failing, w.complaint = false, ""
 		w.log.Info("delivering again", "destination", w.destination, "signal", w.signal)
+	}
+	// A message without rejections is a warning.
+	if out.rejected > 0 || out.message != "" {
+		w.complain(slog.LevelWarn, "the receiver took a request in part", out.message, "rejected", out.rejected)
 	}
 }
 
@@ -294,6 +294,7 @@ func (w *worker) refuse(e *encoded, out *outcome) {
 }
 
 func (w *worker) fail(level slog.Level, what string, err error) {
+	w.failing = true
 	w.count(func(s *Stats) { s.LastError = err.Error() })
 	w.complain(level, what, err.Error())
 }
