@@ -145,6 +145,14 @@ func TestFileThatIsRotated(t *testing.T) {
 	}
 }
 
+func TestDirectoryOfAnyName(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a run?", "100%", "#1 é\n")
+	deliver(t, dir, calls(1, 0, 2)...)
+	if got := stepsIn(t, filepath.Join(dir, TracesFile)); !slices.Equal(got, wantSteps(0, 2)) {
+		t.Errorf("the file holds steps %v", got)
+	}
+}
+
 func TestFileThatAnotherAgentWrites(t *testing.T) {
 	dir := t.TempDir()
 	start(t, Config{Store: openStore(t, t.TempDir()), Directory: dir})

@@ -53,10 +53,13 @@ func digits(v float64) string {
 	}
 }
 
-// durationText is a time in at most two units: 0.25 s, 9.50 s, 1m40s, 2h03m, 3d04h.
+// durationText is a time in at most two units: 250 ms, 9.50 s, 1m40s, 2h03m, 3d04h.
 func durationText(d time.Duration) string {
 	if d < 0 {
 		d = 0
+	}
+	if d > 0 && d < 999500*time.Microsecond {
+		return digits(float64(d)/float64(time.Millisecond)) + " ms"
 	}
 	if d < 59950*time.Millisecond {
 		return digits(d.Seconds()) + " s"
