@@ -3,9 +3,11 @@ package server
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
 
@@ -22,8 +24,7 @@ func BenchmarkUnary(b *testing.B) {
 		{"connect", "Connect-Protocol-Version: 1\r\n"},
 	} {
 		b.Run(way.name, func(b *testing.B) {
-			r := start(b, &fakeTracker{})
-			r.tracker.forget = true
+			r := start(b, &fakeTracker{forget: true}, func(c *Config) { c.CallsPerSecond = 1 << 30 })
 			c, err := net.Dial("unix", r.path)
 			if err != nil {
 				b.Fatal(err)
@@ -60,5 +61,32 @@ func BenchmarkDecode(b *testing.B) {
 		if err := protojson.Unmarshal(body, new(prov4mlv1.LogSystemMetricsRequest)); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// BenchmarkStream is an asynchronous call, from the client's write to the tracker, with the client at work as well.
+func BenchmarkStream(b *testing.B) {
+	r := start(b, &fakeTracker{forget: true}, func(c *Config) { c.CallsPerSecond = 1 << 30 })
+	c, err := net.Dial("unix", r.path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "POST /prov4ml.v1.AgentService/LogStream HTTP/1.1\r\nHost: agent\r\n"+
+		"Content-Type: application/connect+json\r\nTransfer-Encoding: chunked\r\n\r\n"); err != nil {
+		b.Fatal(err)
+	}
+	message := envelope(0, []byte(`{"logSystemMetrics":`+benchBody+`}`))
+	chunk := fmt.Appendf(nil, "%x\r\n%s\r\n", len(message), message)
+	b.ReportAllocs()
+	n := int64(0)
+	for b.Loop() {
+		if _, err := c.Write(chunk); err != nil {
+			b.Fatal(err)
+		}
+		n++
+	}
+	for r.tracker.number.Load() < n {
+		time.Sleep(time.Millisecond)
 	}
 }

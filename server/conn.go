@@ -260,5 +260,9 @@ func (s *Server) newConn(uc *net.UnixConn) *conn {
 		s.counters.add(closedIdle, 1)
 		_ = victim.Close()
 	}
+	if s.drain.Err() != nil {
+		_ = c.Close()
+		return nil
+	}
 	return c
 }

@@ -169,7 +169,9 @@ func (s *Server) serveConnect(w http.ResponseWriter, r *http.Request, c *conn, c
 		}
 	}
 	if stream {
-		r = r.WithContext(context.WithValue(r.Context(), controlKey{}, rc))
+		control := &control{rc: rc}
+		defer control.end()
+		r = r.WithContext(context.WithValue(r.Context(), controlKey{}, control))
 	}
 	if enveloped {
 		body := &envelopes{ReadCloser: r.Body, slot: slot{server: s}}
@@ -209,9 +211,6 @@ func encoding(contentType string) (enveloped, known bool) {
 		return false, false
 	}
 }
-
-// controlKey is the context key of a stream's *http.ResponseController.
-type controlKey struct{}
 
 // clip keeps what a caller sent short enough to say it back.
 func clip(s string) string {

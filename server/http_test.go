@@ -19,6 +19,7 @@ import (
 
 	"connectrpc.com/connect"
 	"connectrpc.com/grpcreflect"
+	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -680,5 +681,38 @@ func TestKeepAlive(t *testing.T) {
 	}
 	if n := r.counter(countConnections); n != 1 {
 		t.Errorf("%d connections", n)
+	}
+}
+
+// After the end nothing of the server runs on.
+func TestNothingRunsOn(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	r := startUnmanaged(t, &fakeTracker{})
+	for _, h2 := range []bool{false, true} {
+		client := r.httpClient(h2)
+		if a := r.do(client, logSystemMetrics, "application/json", []byte(`{}`)); a.status != http.StatusOK {
+			t.Errorf("%d %s", a.status, a.raw)
+		}
+		stream := prov4mlv1connect.NewAgentServiceClient(client, "http://agent").LogStream(t.Context())
+		if err := stream.Send(streamedCall(1, 1)); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it is read", func() bool { return len(r.tracker.taken())%2 == 0 })
+		defer client.CloseIdleConnections()
+		defer func() { _, _ = stream.CloseAndReceive() }()
+	}
+	if err := r.stopFn(); err != nil {
+		t.Error(err)
+	}
+}
+
+// OPTIONS * is net/http's own; here it is a request like others.
+func TestOptions(t *testing.T) {
+	r := start(t, &fakeTracker{})
+	if got := talk(t, r, "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n"); !strings.HasPrefix(got, "HTTP/1.1 405 ") {
+		t.Errorf("answer %q", got)
+	}
+	if n := r.counter(refusedHTTP); n != 0 {
+		t.Errorf("%d counted as no HTTP", n)
 	}
 }

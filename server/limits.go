@@ -1,8 +1,11 @@
 package server
 
 import (
+	"errors"
 	"fmt"
+	"math"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -70,14 +73,39 @@ func checkMap(field string, m map[string]string, entries, valueBytes int) error 
 		return err
 	}
 	for k, v := range m {
-		if len(k) > MaxTextBytes {
-			return refusef(refusedTextBytes, connect.CodeInvalidArgument, "a key of %s has %d bytes, the limit is %d: shorten it", field, len(k), MaxTextBytes)
+		if err := checkKey(field, k); err != nil {
+			return err
 		}
 		if len(v) > valueBytes {
 			return refusef(refusedTextBytes, connect.CodeInvalidArgument, "%s[%q] has %d bytes, the limit is %d: shorten it", field, k, len(v), valueBytes)
 		}
 	}
 	return nil
+}
+
+func checkKey(field, key string) error {
+	if len(key) <= MaxTextBytes {
+		return nil
+	}
+	return refusef(refusedTextBytes, connect.CodeInvalidArgument, "%s has a key of %d bytes, the limit is %d: shorten it", field, len(key), MaxTextBytes)
+}
+
+// checkMillis keeps a time in what the nanoseconds of 64 bits can say, the years 1678 to 2262.
+func checkMillis(field string, millis int64) error {
+	const most = math.MaxInt64 / int64(time.Millisecond)
+	if millis >= -most && millis <= most {
+		return nil
+	}
+	return refusef(refusedValue, connect.CodeInvalidArgument, "%s is %d: it must be milliseconds since 1970, and that is no year of this time", field, millis)
+}
+
+// inField says where a refused field is: each sentence of a check begins with the field.
+func inField(err error, format string, args ...any) error {
+	var r *refusal
+	if !errors.As(err, &r) {
+		return err
+	}
+	return &refusal{kind: r.kind, code: r.code, sentence: fmt.Sprintf(format, args...) + "." + r.sentence}
 }
 
 func firstError(errs ...error) error {
@@ -102,11 +130,12 @@ func checkDescription(m *prov4mlv1.DescribeRunRequest) error {
 		return err
 	}
 	for i, metric := range m.GetMetrics() {
-		if len(metric.GetKey()) > MaxTextBytes || len(metric.GetContext()) > MaxTextBytes {
-			return firstError(
-				checkText(fmt.Sprintf("metrics[%d].key", i), metric.GetKey(), MaxTextBytes),
-				checkText(fmt.Sprintf("metrics[%d].context", i), metric.GetContext(), MaxTextBytes),
-			)
+		if err := firstError(
+			checkText("key", metric.GetKey(), MaxTextBytes),
+			checkText("context", metric.GetContext(), MaxTextBytes),
+			checkMillis("timestamp", metric.GetTimestamp()),
+		); err != nil {
+			return inField(err, "metrics[%d]", i)
 		}
 	}
 	return nil
@@ -123,53 +152,77 @@ func checkDecimal(field, number string) error {
 }
 
 func checkFlopsCount(c *prov4mlv1.FlopsCount) error {
-	return firstError(
-		checkDecimal("count.forward", c.GetForward()),
-		checkDecimal("count.backward", c.GetBackward()),
-		checkText("count.method", c.GetMethod(), MaxTextBytes),
-		checkText("count.dtype", c.GetDtype(), MaxTextBytes),
-		checkText("count.missing_reason", c.GetMissingReason(), MaxTextBytes),
+	err := firstError(
+		checkDecimal("forward", c.GetForward()),
+		checkDecimal("backward", c.GetBackward()),
+		checkText("method", c.GetMethod(), MaxTextBytes),
+		checkText("dtype", c.GetDtype(), MaxTextBytes),
+		checkText("missing_reason", c.GetMissingReason(), MaxTextBytes),
 	)
+	return inField(err, "count")
 }
 
 func checkTensors(field string, tensors []*prov4mlv1.Tensor) error {
 	for i, t := range tensors {
-		if n := len(t.GetDims()); n > MaxDims {
-			return refusef(refusedDims, connect.CodeInvalidArgument, "%s[%d].dims has %d dimensions, the limit is %d", field, i, n, MaxDims)
-		}
-		for _, d := range t.GetDims() {
-			if d < 0 {
-				return refusef(refusedValue, connect.CodeInvalidArgument, "%s[%d].dims holds %d: a dimension is at least 0", field, i, d)
-			}
-		}
-		if len(t.GetDtype()) > MaxTextBytes {
-			return checkText(fmt.Sprintf("%s[%d].dtype", field, i), t.GetDtype(), MaxTextBytes)
+		if err := checkTensor(t); err != nil {
+			return inField(err, "%s[%d]", field, i)
 		}
 	}
 	return nil
 }
 
-func checkOperators(field string, list *prov4mlv1.OperatorList) error {
+func checkTensor(t *prov4mlv1.Tensor) error {
+	if n := len(t.GetDims()); n > MaxDims {
+		return refusef(refusedDims, connect.CodeInvalidArgument, "dims has %d dimensions, the limit is %d", n, MaxDims)
+	}
+	for _, d := range t.GetDims() {
+		if d < 0 {
+			return refusef(refusedValue, connect.CodeInvalidArgument, "dims holds %d: a dimension is at least 0", d)
+		}
+	}
+	return checkText("dtype", t.GetDtype(), MaxTextBytes)
+}
+
+func checkOperator(op *prov4mlv1.Operator) error {
 	if err := firstError(
-		checkText(field+".signature", list.GetSignature(), MaxSignatureBytes),
-		checkText(field+".autocast_dtype", list.GetAutocastDtype(), MaxTextBytes),
-		checkText(field+".method", list.GetMethod(), MaxTextBytes),
-		checkText(field+".missing_reason", list.GetMissingReason(), MaxTextBytes),
+		checkText("name", op.GetName(), MaxTextBytes),
+		checkText("module", op.GetModule(), MaxTextBytes),
+		checkTensors("inputs", op.GetInputs()),
+		checkTensors("outputs", op.GetOutputs()),
+		checkMap("strings", op.GetStrings(), MaxAttributes, MaxTextBytes),
+		checkCount("scalars", len(op.GetScalars()), MaxAttributes),
 	); err != nil {
 		return err
 	}
+	for key := range op.GetScalars() {
+		if err := checkKey("scalars", key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkOperators(list *prov4mlv1.OperatorList) error {
+	if err := firstError(
+		checkText("signature", list.GetSignature(), MaxSignatureBytes),
+		checkText("autocast_dtype", list.GetAutocastDtype(), MaxTextBytes),
+		checkText("method", list.GetMethod(), MaxTextBytes),
+		checkText("missing_reason", list.GetMissingReason(), MaxTextBytes),
+		checkCount("notes", len(list.GetNotes()), MaxAttributes),
+	); err != nil {
+		return err
+	}
+	for i, note := range list.GetNotes() {
+		if len(note) > MaxTextBytes {
+			return checkText(fmt.Sprintf("notes[%d]", i), note, MaxTextBytes)
+		}
+	}
 	if n := len(list.GetOperators()); n > MaxOperators {
-		return refusef(refusedOperators, connect.CodeInvalidArgument, "%s.operators has %d records, the limit is %d: merge identical operators by their count", field, n, MaxOperators)
+		return refusef(refusedOperators, connect.CodeInvalidArgument, "operators has %d records, the limit is %d: merge identical operators by their count", n, MaxOperators)
 	}
 	for i, op := range list.GetOperators() {
-		at := fmt.Sprintf("%s.operators[%d]", field, i)
-		if err := firstError(
-			checkText(at+".name", op.GetName(), MaxTextBytes),
-			checkText(at+".module", op.GetModule(), MaxTextBytes),
-			checkTensors(at+".inputs", op.GetInputs()),
-			checkTensors(at+".outputs", op.GetOutputs()),
-		); err != nil {
-			return err
+		if err := checkOperator(op); err != nil {
+			return inField(err, "operators[%d]", i)
 		}
 	}
 	return nil
@@ -181,7 +234,7 @@ func checkBatch(m *prov4mlv1.LogFlopsPerBatchRequest) error {
 	}
 	switch cost := m.GetCost().(type) {
 	case *prov4mlv1.LogFlopsPerBatchRequest_Operators:
-		return checkOperators("operators", cost.Operators)
+		return inField(checkOperators(cost.Operators), "operators")
 	case *prov4mlv1.LogFlopsPerBatchRequest_Signature:
 		return checkText("signature", cost.Signature, MaxSignatureBytes)
 	case *prov4mlv1.LogFlopsPerBatchRequest_Count:
@@ -201,8 +254,8 @@ func checkEpoch(m *prov4mlv1.LogFlopsPerEpochRequest) error {
 	}
 	total := 0
 	for i, list := range m.GetOperators() {
-		if err := checkOperators(fmt.Sprintf("operators[%d]", i), list); err != nil {
-			return err
+		if err := checkOperators(list); err != nil {
+			return inField(err, "operators[%d]", i)
 		}
 		total += len(list.GetOperators())
 	}

@@ -78,7 +78,7 @@ func TestLimits(t *testing.T) {
 		},
 		"attribute key": {
 			"DescribeRun", &prov4mlv1.DescribeRunRequest{Attributes: texts(1, 1024, 1)}, &prov4mlv1.DescribeRunRequest{Attributes: texts(1, 1025, 1)},
-			"a key of attributes has 1025 bytes, the limit is 1024", refusedTextBytes,
+			"attributes has a key of 1025 bytes, the limit is 1024", refusedTextBytes,
 		},
 		"attribute value": {
 			"DescribeRun", &prov4mlv1.DescribeRunRequest{Attributes: texts(1, 1, 1024)}, &prov4mlv1.DescribeRunRequest{Attributes: texts(1, 1, 1025)},
@@ -99,6 +99,31 @@ func TestLimits(t *testing.T) {
 		"metric key": {
 			"DescribeRun", metrics(1, &prov4mlv1.LoggedMetric{Key: text(1024)}), metrics(2, &prov4mlv1.LoggedMetric{Key: text(1025)}),
 			"metrics[0].key has 1025 bytes, the limit is 1024", refusedTextBytes,
+		},
+		"metric timestamp": {
+			"DescribeRun", metrics(1, &prov4mlv1.LoggedMetric{Timestamp: 9223372036854}), metrics(1, &prov4mlv1.LoggedMetric{Timestamp: 9223372036855}),
+			"metrics[0].timestamp is 9223372036855", refusedValue,
+		},
+		"timestamp": {
+			"LogSystemMetrics", &prov4mlv1.LogSystemMetricsRequest{Timestamp: proto.Int64(-9223372036854)}, &prov4mlv1.LogSystemMetricsRequest{Timestamp: proto.Int64(1700000000000000000)},
+			"timestamp is 1700000000000000000", refusedValue,
+		},
+		"operator strings": {
+			"LogFlopsPerBatch",
+			batch(&prov4mlv1.OperatorList{Operators: []*prov4mlv1.Operator{{Strings: texts(1, 1, 1024)}}}),
+			batch(&prov4mlv1.OperatorList{Operators: []*prov4mlv1.Operator{{Strings: texts(1, 1, 1025)}}}),
+			`operators.operators[0].strings["0"] has 1025 bytes, the limit is 1024`, refusedTextBytes,
+		},
+		"operator scalars": {
+			"LogFlopsPerBatch",
+			batch(&prov4mlv1.OperatorList{Operators: []*prov4mlv1.Operator{{Scalars: map[string]int64{text(1024): 1}}}}),
+			batch(&prov4mlv1.OperatorList{Operators: []*prov4mlv1.Operator{{Scalars: map[string]int64{text(1025): 1}}}}),
+			"operators.operators[0].scalars has a key of 1025 bytes, the limit is 1024", refusedTextBytes,
+		},
+		"notes": {
+			"LogFlopsPerBatch",
+			batch(&prov4mlv1.OperatorList{Notes: []string{text(1024)}}), batch(&prov4mlv1.OperatorList{Notes: []string{"", text(1025)}}),
+			"operators.notes[1] has 1025 bytes, the limit is 1024", refusedTextBytes,
 		},
 		"metric context": {
 			"DescribeRun", metrics(1, &prov4mlv1.LoggedMetric{Context: proto.String(text(1024))}), metrics(1, &prov4mlv1.LoggedMetric{Context: proto.String(text(1025))}),

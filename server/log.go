@@ -49,20 +49,17 @@ type waitFunc = func(context.Context) (int64, error)
 // take measures one log call and enqueues its record; it does not wait for the commit. Its errors are *refusal, not counted
 // yet.
 func (s *Server) take(c *conn, h callHead, call runs.Call, streamed bool) (*record.LogCall, waitFunc, error) {
-	if err := s.admitCall(c); err != nil {
+	if err := known(c); err != nil {
 		return nil, nil, err
 	}
-	if h.context != nil {
-		if err := checkText("context", *h.context, MaxTextBytes); err != nil {
-			return nil, nil, err
-		}
-		call.Context = normalContext(h.context)
-	}
-	if err := checkText("traceparent", h.traceparent, MaxTextBytes); err != nil {
+	// Refused or not, nobody waits for this call any more once it is through.
+	defer c.seq.measured(h.seq)
+	if err := firstError(s.withinRate(c), checkHead(h)); err != nil {
 		return nil, nil, err
 	}
-	call.Traceparent = s.traceparent(h.traceparent)
+	call.Context = normalContext(h.context)
 	call.Step = h.step
+	call.Traceparent = s.traceparent(h.traceparent)
 	if h.timestamp != nil && *h.timestamp != 0 {
 		call.Timestamp = h.timestamp
 	}
@@ -71,8 +68,6 @@ func (s *Server) take(c *conn, h callHead, call runs.Call, streamed bool) (*reco
 		call.DroppedCalls = h.dropped
 	}
 
-	// Refused or not, nobody waits for this call any more once it is through.
-	defer c.seq.measured(h.seq)
 	caller, err := subject(c, h.subject)
 	if err != nil {
 		return nil, nil, err
@@ -90,15 +85,34 @@ func (s *Server) take(c *conn, h callHead, call runs.Call, streamed bool) (*reco
 	return s.measure(caller, call)
 }
 
-// admitCall says whether the connection may make a call now.
-func (s *Server) admitCall(c *conn) error {
-	if c.callerErr != nil {
-		return refusef(refusedCaller, connect.CodeFailedPrecondition, "the caller is not known: %s", c.callerErr)
+// known refuses a connection of which the kernel did not say who is at its other end.
+func known(c *conn) error {
+	if c.callerErr == nil {
+		return nil
 	}
-	if !c.limit.take(s.uptime(), s.cfg.CallsPerSecond) {
-		return refusef(refusedRate, connect.CodeResourceExhausted, "the connection makes more than %d calls a second: log less often", s.cfg.CallsPerSecond)
+	return refusef(refusedCaller, connect.CodeFailedPrecondition, "the caller is not known: %s", c.callerErr)
+}
+
+// withinRate says whether the connection may make a call now.
+func (s *Server) withinRate(c *conn) error {
+	if c.limit.take(s.uptime(), s.cfg.CallsPerSecond) {
+		return nil
 	}
-	return nil
+	return refusef(refusedRate, connect.CodeResourceExhausted, "the connection makes more than %d calls a second: log less often", s.cfg.CallsPerSecond)
+}
+
+func checkHead(h callHead) error {
+	if h.context != nil {
+		if err := checkText("context", *h.context, MaxTextBytes); err != nil {
+			return err
+		}
+	}
+	if h.timestamp != nil {
+		if err := checkMillis("timestamp", *h.timestamp); err != nil {
+			return err
+		}
+	}
+	return checkText("traceparent", h.traceparent, MaxTextBytes)
 }
 
 // measure asks the tracker. A panic there costs this call only.
@@ -155,14 +169,12 @@ func (s *Server) logFlopsPerEpoch(_ context.Context, c *conn, m *prov4mlv1.LogFl
 
 // flops checks a FLOPs call as far as the socket's limits go, and says that it counts for nothing.
 func (s *Server) flops(c *conn, h callHead, method string, invalid error) error {
-	if err := s.admitCall(c); err != nil {
+	if err := known(c); err != nil {
 		return err
 	}
-	c.seq.measured(h.seq)
-	if h.context != nil {
-		if err := checkText("context", *h.context, MaxTextBytes); err != nil {
-			return err
-		}
+	defer c.seq.measured(h.seq)
+	if err := firstError(s.withinRate(c), checkHead(h)); err != nil {
+		return err
 	}
 	if invalid != nil {
 		return invalid
@@ -171,10 +183,10 @@ func (s *Server) flops(c *conn, h callHead, method string, invalid error) error 
 }
 
 func (s *Server) describe(ctx context.Context, c *conn, m *prov4mlv1.DescribeRunRequest) (_ *prov4mlv1.DescribeRunResponse, err error) {
-	if err := s.admitCall(c); err != nil {
+	if err := known(c); err != nil {
 		return nil, err
 	}
-	if err := checkDescription(m); err != nil {
+	if err := firstError(s.withinRate(c), checkDescription(m)); err != nil {
 		return nil, err
 	}
 	caller, err := subject(c, m.GetSubject())

@@ -84,7 +84,7 @@ type Server struct {
 	// drain ends when the agent is to end, hard when it may wait no longer.
 	drain, hard         context.Context
 	startDrain, endHard context.CancelFunc
-	// drainEnd is set before drain ends.
+	// drainEnd is when reading the streams ends at the latest; set before drain ends.
 	drainEnd time.Time
 }
 
@@ -136,9 +136,11 @@ func New(cfg Config, tracker Tracker) (*Server, error) {
 			MaxConcurrentStreams: maxStreamsPerConn,
 			CountError:           func(string) { s.counters.add(refusedHTTP, 1) },
 		},
-		ConnState:   connState,
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
-		BaseContext: func(net.Listener) context.Context { return s.hard },
+		ConnState: connState,
+		// OPTIONS * is no method of this service.
+		DisableGeneralOptionsHandler: true,
+		ConnContext:                  func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
+		BaseContext:                  func(net.Listener) context.Context { return s.hard },
 		// Whatever it says was caused by a caller, and is counted.
 		ErrorLog: slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
 	}
@@ -198,9 +200,6 @@ func (s *Server) stop() error {
 	s.handlers.close()
 	return errors.Join(closeErr, err)
 }
-
-// drainUntil is when reading the streams ends. It is called after drain has ended.
-func (s *Server) drainUntil() time.Time { return s.drainEnd }
 
 func (s *Server) uptime() time.Duration { return time.Since(s.started) }
 

@@ -62,6 +62,9 @@ func listen(ctx context.Context, cfg SocketConfig) (*socket, error) {
 	if cfg.Path == "" {
 		return nil, errors.New("no socket path is given")
 	}
+	if cfg.Path[0] == '@' {
+		return nil, fmt.Errorf("%q names an abstract socket, which no pod sees: give a path", cfg.Path)
+	}
 	if n := len(cfg.Path); n > MaxPathBytes {
 		return nil, fmt.Errorf("%w: %q has %d bytes, the kernel binds at most %d: choose a shorter one", ErrPathTooLong, cfg.Path, n, MaxPathBytes)
 	}
@@ -73,7 +76,7 @@ func listen(ctx context.Context, cfg SocketConfig) (*socket, error) {
 	if mode == 0 {
 		mode = defaultSocketMode
 	}
-	if err := os.MkdirAll(filepath.Dir(cfg.Path), 0o755); err != nil {
+	if err := makeDirectory(filepath.Dir(cfg.Path)); err != nil {
 		return nil, fmt.Errorf("make the socket's directory: %w", err)
 	}
 
@@ -99,6 +102,17 @@ func listen(ctx context.Context, cfg SocketConfig) (*socket, error) {
 		case <-time.After(min(left, socketRetry)):
 		}
 	}
+}
+
+// makeDirectory makes what is missing. Who may connect is said by the socket's mode, so the umask must not shut the directory.
+func makeDirectory(dir string) error {
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o755)
 }
 
 func tryListen(path string) (*socket, error) {
@@ -190,7 +204,7 @@ func peerCredentials(c *net.UnixConn) (*unix.Ucred, error) {
 func (s *socket) restrict(mode fs.FileMode, gid int) error {
 	if gid >= 0 {
 		if err := os.Lchown(s.path, -1, gid); err != nil {
-			return fmt.Errorf("give the socket to group %d: %w", gid, err)
+			return fmt.Errorf("give the socket to group %d (that takes root, or being in the group): %w", gid, err)
 		}
 	}
 	if err := os.Chmod(s.path, mode); err != nil {

@@ -48,6 +48,9 @@ func TestSocketPathLength(t *testing.T) {
 	if _, err := listen(t.Context(), SocketConfig{}); err == nil {
 		t.Error("no path is taken")
 	}
+	if _, err := listen(t.Context(), SocketConfig{Path: "@agent"}); err == nil || !strings.Contains(err.Error(), "abstract") {
+		t.Errorf("abstract: %v", err)
+	}
 }
 
 func TestSocketFile(t *testing.T) {

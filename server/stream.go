@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -28,54 +29,71 @@ const (
 //
 // A bad message is counted and refused and the stream goes on, as long as the framing is intact.
 func (s *Server) logStream(ctx context.Context, c *conn, stream connect.StreamingHandlerConn) (*prov4mlv1.LogStreamResponse, error) {
-	if c.callerErr != nil {
-		return nil, refusef(refusedCaller, connect.CodeFailedPrecondition, "the caller is not known: %s", c.callerErr)
+	if err := known(c); err != nil {
+		return nil, err
 	}
+	read := streamed{server: s}
+	err := s.readStream(ctx, c, stream, &read)
+	read.settle(len(read.pending))
+	if err != nil {
+		return nil, err
+	}
+	return &read.answer, nil
+}
+
+// streamed is what has been read of a stream.
+type streamed struct {
+	server  *Server
+	answer  prov4mlv1.LogStreamResponse
+	pending []waitFunc
+}
+
+func (r *streamed) refused(sentence string) {
+	if r.answer.Refused++; r.answer.FirstRefusal == "" {
+		r.answer.FirstRefusal = sentence
+	}
+}
+
+// settle waits for the commit of the oldest n.
+func (r *streamed) settle(n int) {
+	for _, wait := range r.pending[:n] {
+		// Not the request's context: it ends with the caller, and the record does not.
+		if _, err := r.server.commit(r.server.hard, wait); err != nil {
+			r.refused(r.server.answer(err).Message())
+		} else {
+			r.answer.Accepted++
+		}
+	}
+	rest := copy(r.pending, r.pending[n:])
+	clear(r.pending[rest:])
+	r.pending = r.pending[:rest]
+}
+
+// readStream measures what comes until the stream ends, or fails.
+func (s *Server) readStream(ctx context.Context, c *conn, stream connect.StreamingHandlerConn, read *streamed) error {
 	c.seq.stream(1)
 	defer c.seq.stream(-1)
-	defer s.endOnDrain(ctx)()
+	stop := context.AfterFunc(s.drain, func() { s.setStreamDeadline(ctx) })
+	defer stop()
 	release := s.tracker.Hold(c.caller)
 	defer func() { release() }()
 	held := false
 
-	var res prov4mlv1.LogStreamResponse
-	refused := func(sentence string) {
-		if res.Refused++; res.FirstRefusal == "" {
-			res.FirstRefusal = sentence
-		}
-	}
-	var pending []waitFunc
-	settle := func(n int) {
-		for _, wait := range pending[:n] {
-			// Not the request's context: it ends with the caller, and the record does not.
-			if _, err := s.commit(s.hard, wait); err != nil {
-				refused(s.answer(err).Message())
-			} else {
-				res.Accepted++
-			}
-		}
-		pending = append(pending[:0], pending[n:]...)
-	}
-
 	for {
 		msg := new(prov4mlv1.LogStreamRequest)
-		err := stream.Receive(msg)
-		if err != nil {
+		if err := stream.Receive(msg); err != nil {
 			var bad *refusal
 			if !errors.As(err, &bad) {
-				if ended := streamEnd(s, err); ended != nil {
-					return nil, ended
-				}
-				break
+				return streamEnd(s, err)
 			}
 			// Counted where it was found.
-			refused(bad.sentence)
+			read.refused(bad.sentence)
 			continue
 		}
 		s.extendDrain(ctx)
 		wait, err := s.takeStreamed(c, msg)
 		if err != nil {
-			refused(s.answer(err).Message())
+			read.refused(s.answer(err).Message())
 			continue
 		}
 		s.counters.add(countStreamed, 1)
@@ -85,12 +103,10 @@ func (s *Server) logStream(ctx context.Context, c *conn, stream connect.Streamin
 			release()
 			release = s.tracker.Hold(c.caller)
 		}
-		if pending = append(pending, wait); len(pending) == maxPending {
-			settle(maxPending / 2)
+		if read.pending = append(read.pending, wait); len(read.pending) == maxPending {
+			read.settle(maxPending / 2)
 		}
 	}
-	settle(len(pending))
-	return &res, nil
 }
 
 // streamEnd returns nil when the stream ended as it may: half-closed, or stopped by the agent's own end.
@@ -116,12 +132,6 @@ func (s *Server) takeStreamed(c *conn, msg *prov4mlv1.LogStreamRequest) (waitFun
 	}
 }
 
-// endOnDrain makes the stream's reads fail once the agent is to end and nothing more comes. The returned function undoes
-// it.
-func (s *Server) endOnDrain(ctx context.Context) (stop func() bool) {
-	return context.AfterFunc(s.drain, func() { s.setStreamDeadline(ctx) })
-}
-
 // extendDrain gives the stream another drainQuiet, if it is being drained.
 func (s *Server) extendDrain(ctx context.Context) {
 	if s.drain.Err() != nil {
@@ -129,15 +139,41 @@ func (s *Server) extendDrain(ctx context.Context) {
 	}
 }
 
+// setStreamDeadline makes the stream's reads fail when nothing comes for drainQuiet.
 func (s *Server) setStreamDeadline(ctx context.Context) {
-	rc, ok := ctx.Value(controlKey{}).(*http.ResponseController)
+	control, ok := ctx.Value(controlKey{}).(*control)
 	if !ok {
 		return
 	}
 	deadline := time.Now().Add(drainQuiet)
-	if last := s.drainUntil(); deadline.After(last) {
-		deadline = last
+	if deadline.After(s.drainEnd) {
+		deadline = s.drainEnd
 	}
-	// Both of net/http's servers have read deadlines.
-	_ = rc.SetReadDeadline(deadline)
+	control.setReadDeadline(deadline)
+}
+
+// control sets the deadline of a request from outside its handler: net/http's HTTP/2 server panics when that is done after
+// the handler has returned.
+type control struct {
+	mu    sync.Mutex
+	rc    *http.ResponseController
+	ended bool
+}
+
+// controlKey is the context key of a stream's *control.
+type controlKey struct{}
+
+func (c *control) setReadDeadline(t time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.ended {
+		// Both of net/http's servers have read deadlines.
+		_ = c.rc.SetReadDeadline(t)
+	}
+}
+
+func (c *control) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ended = true
 }
