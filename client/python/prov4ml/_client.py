@@ -10,7 +10,8 @@ Strategy. The training must never wait long, never see an exception, and lose as
 * Without an agent calls are kept, the oldest dropped beyond a limit, and told when it is back; the next message says
   how many were dropped. A new attempt to connect is a comparison of times in a call; there is no thread for it.
 * A call gets its number (seq) when it is first sent, so that dropped calls leave no gap that the agent would wait for.
-  A call whose connection broke before the answer is sent once more with the same number, by which the agent can tell.
+* A call whose connection broke before the answer is sent again if the agent had not read it, which the kernel tells. If
+  it had, the call may be recorded: it is counted as dropped rather than recorded twice.
 * One lock guards everything. A signal handler that logs while its own thread is inside, and a thread that has waited
   for the lock for a second, put their call aside; the next call picks it up.
 * After fork the child starts from nothing: the inherited connections belong to the parent, since the agent takes the
@@ -365,19 +366,15 @@ class Client:
                 return
             dropped = self._dropped
             request = _wire.unary(call.function, f"{{{self._message(call)}}}")
-            if asking.ask(request, call.function, deadline):
-                self._dropped -= dropped
-                return
-            if self._settle(deadline):
+            if asking.ask(request, call.function, deadline) or self._settle(deadline):
                 # A stalled agent has the request as well.
                 self._dropped -= dropped
                 return
-        if not call.seq:
-            self._keep(call)
-            return
-        # It broke two connections; a third might be one too many for the agent.
-        self._dropped += 1
-        self._complain_of_hanging_up()
+            if not asking.unread:
+                # The agent read the call and died. Sent again, it could be recorded twice.
+                self._dropped += 1
+                return
+        self._keep(call)
 
     def _tell(self, call: Call, deadline: int) -> bool:
         """Writes a call to the stream. False when it could not be written now."""

@@ -54,6 +54,9 @@ class _Connection:
         self._writable = select.poll()
         self._writable.register(sock, select.POLLOUT)
         self.ended = False
+        # It ended before the other side had read all that was sent: the kernel says ECONNRESET or EPIPE then, and an
+        # orderly end of file else (unix_release_sock).
+        self.unread = False
 
     def close(self) -> None:
         self.ended = True
@@ -66,7 +69,7 @@ class _Connection:
         except BlockingIOError:
             return 0
         except OSError:
-            self.ended = True
+            self.ended = self.unread = True
             return 0
 
     def _receive(self) -> bytes:
@@ -76,6 +79,7 @@ class _Connection:
         except BlockingIOError:
             return b""
         except OSError:
+            self.unread = True
             data = b""
         if not data:
             self.ended = True
@@ -161,7 +165,7 @@ class Asking(_Connection):
             self._received = self._received[taken:]
             if answer.status == 408 or not self.owed:
                 # A server's farewell to an idle connection, which answers nothing of ours.
-                self.ended = True
+                self.ended = self.unread = True
                 return
             answers.append((self.owed.pop(0), answer))
             if answer.last:
