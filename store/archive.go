@@ -95,11 +95,11 @@ func openCopy(ctx context.Context, path string) (_ *Archive, err error) {
 // Records walks over the records, oldest first. It ends after an error; a record that cannot be decoded is one.
 func (a *Archive) Records(ctx context.Context) iter.Seq2[Stored, error] {
 	return func(yield func(Stored, error) bool) {
-		walk(math.MaxInt64, func(after int64) ([]Stored, error) {
+		walk(func(after int64) ([]Stored, error) {
 			if err := ctx.Err(); err != nil {
 				return nil, err
 			}
-			p, err := a.db.fetch(after, walkRecords, walkBytes)
+			p, err := a.db.fetch(after, math.MaxInt64, walkRecords, walkBytes)
 			if err == nil && len(p.unreadable) > 0 {
 				err = fmt.Errorf("decode record %d: %w", p.unreadable[0].seq, p.unreadable[0].err)
 			}

@@ -127,15 +127,15 @@ func (s *Store) takenByAll() int64 {
 	return taken
 }
 
-// forget drops the processes that are remembered longest, once many have been added.
-func (s *Store) forget(kept int) {
-	if s.sinceForget += kept; s.sinceForget < keptProcesses {
+// forget drops the processes that logged longest ago, once as many records were added as processes are kept.
+func (s *Store) forget(added int) {
+	if s.sinceForget += added; s.sinceForget < s.keptProcesses {
 		return
 	}
 	s.sinceForget = 0
 	db := s.db
 	err := s.transact(db, func() error {
-		_, err := db.forget.ExecContext(context.Background(), keptProcesses)
+		_, err := db.forget.ExecContext(context.Background(), s.keptProcesses)
 		return err
 	})
 	if err != nil {

@@ -62,7 +62,8 @@ func (r *Reader) Next(ctx context.Context, maxRecords, maxBytes int) ([]Stored, 
 			return records, nil
 		}
 		if after < last {
-			records, err := s.fetch(ctx, after, maxRecords, maxBytes)
+			// The file may hold more already: commits that nobody was told of yet.
+			records, err := s.fetch(ctx, after, last, maxRecords, maxBytes)
 			if err != nil || len(records) > 0 {
 				return records, err
 			}

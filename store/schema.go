@@ -60,7 +60,7 @@ const (
 	sqlCursors = `SELECT destination, signal, seq, state FROM cursors`
 	sqlCount   = `INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value`
 	sqlCounts  = `SELECT name, value FROM counters`
-	sqlNext    = `SELECT seq, record FROM records WHERE seq > ? ORDER BY seq LIMIT ?`
+	sqlNext    = `SELECT seq, record FROM records WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?`
 	sqlBounds  = `SELECT (SELECT min(seq) FROM records), (SELECT max(seq) FROM records)`
 	sqlRemove  = `DELETE FROM records WHERE seq <= ?`
 	// The last of the oldest ? records that ended before a time. It walks from the front and stops: no index is needed.

@@ -118,7 +118,10 @@ type Store struct {
 	// gate is held during a transaction, transactions counts them.
 	gate         sync.Mutex
 	transactions atomic.Uint64
-	heldPages    int64 // the constant; tests lower it
+
+	// The constants of these names; tests lower them.
+	heldPages     int64
+	keptProcesses int
 
 	// For the writer goroutine alone.
 	sinceCheckpoint int       // about what the log has grown since then, bytes
@@ -164,13 +167,14 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{
-		config:    config,
-		lock:      lock,
-		heldPages: heldPages,
-		unsynced:  make(chan struct{}, 1),
-		unsaved:   make(chan struct{}, 1),
-		readers:   map[cursorKey]*Reader{},
-		cursors:   map[cursorKey]cursor{},
+		config:        config,
+		lock:          lock,
+		heldPages:     heldPages,
+		keptProcesses: keptProcesses,
+		unsynced:      make(chan struct{}, 1),
+		unsaved:       make(chan struct{}, 1),
+		readers:       map[cursorKey]*Reader{},
+		cursors:       map[cursorKey]cursor{},
 	}
 	s.queue.init(config.MaxQueueBytes)
 	if err := s.open(ctx); err != nil {
@@ -341,7 +345,7 @@ func (s *Store) Records(ctx context.Context) iter.Seq2[Stored, error] {
 	last := s.last
 	s.mu.Unlock()
 	return func(yield func(Stored, error) bool) {
-		walk(last, func(after int64) ([]Stored, error) { return s.fetch(ctx, after, walkRecords, walkBytes) }, yield)
+		walk(func(after int64) ([]Stored, error) { return s.fetch(ctx, after, last, walkRecords, walkBytes) }, yield)
 	}
 }
 
@@ -351,9 +355,9 @@ const (
 	walkBytes   = 1 << 20
 )
 
-// walk yields the records up to last, a page at a time.
-func walk(last int64, fetch func(after int64) ([]Stored, error), yield func(Stored, error) bool) {
-	for after := int64(0); after < last; {
+// walk yields the records a page at a time.
+func walk(fetch func(after int64) ([]Stored, error), yield func(Stored, error) bool) {
+	for after := int64(0); ; {
 		records, err := fetch(after)
 		if err != nil {
 			yield(Stored{}, err)
@@ -363,7 +367,7 @@ func walk(last int64, fetch func(after int64) ([]Stored, error), yield func(Stor
 			return
 		}
 		for _, r := range records {
-			if r.Seq > last || !yield(r, nil) {
+			if !yield(r, nil) {
 				return
 			}
 			after = r.Seq
@@ -371,16 +375,16 @@ func walk(last int64, fetch func(after int64) ([]Stored, error), yield func(Stor
 	}
 }
 
-// fetch reads the records behind after. One that cannot be decoded is passed over and counted: it must not keep the others
+// fetch reads the records behind after up to last. One that cannot be decoded is passed over and counted: it must not keep the others
 // from being delivered.
-func (s *Store) fetch(ctx context.Context, after int64, maxRecords, maxBytes int) ([]Stored, error) {
+func (s *Store) fetch(ctx context.Context, after, last int64, maxRecords, maxBytes int) ([]Stored, error) {
 	for {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 		var p page
 		err := s.read(func(db *database) (err error) {
-			p, err = db.fetch(after, maxRecords, maxBytes)
+			p, err = db.fetch(after, last, maxRecords, maxBytes)
 			return err
 		})
 		for _, u := range p.unreadable {
@@ -405,12 +409,12 @@ type unreadable struct {
 	err error
 }
 
-// fetch reads at most maxRecords records behind after, in order, and stops before maxBytes are exceeded, but not before the
+// fetch reads at most maxRecords records behind after up to last, in order, and stops before maxBytes are exceeded, but not before the
 // first one.
-func (d *database) fetch(after int64, maxRecords, maxBytes int) (p page, err error) {
+func (d *database) fetch(after, last int64, maxRecords, maxBytes int) (p page, err error) {
 	p.through = after
 	// A context that can end costs a goroutine a query; a page is short.
-	rows, err := d.next.QueryContext(context.Background(), after, maxRecords)
+	rows, err := d.next.QueryContext(context.Background(), after, last, maxRecords)
 	if err != nil {
 		return p, fmt.Errorf("read records: %w", err)
 	}
