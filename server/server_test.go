@@ -95,13 +95,13 @@ func (f *fakeTracker) taken() []logged {
 type running struct {
 	*Server
 	t       testing.TB
-	tracker *fakeTracker
+	tracker *fakeTracker // nil when it is a true one
 	path    string
 	stopFn  func() error
 }
 
 // start runs a server until the test ends.
-func start(t testing.TB, tracker *fakeTracker, change ...func(*Config)) *running {
+func start(t testing.TB, tracker Tracker, change ...func(*Config)) *running {
 	t.Helper()
 	r := startUnmanaged(t, tracker, change...)
 	t.Cleanup(func() {
@@ -113,7 +113,7 @@ func start(t testing.TB, tracker *fakeTracker, change ...func(*Config)) *running
 }
 
 // startUnmanaged leaves stopping, and what it says, to the test.
-func startUnmanaged(t testing.TB, tracker *fakeTracker, change ...func(*Config)) *running {
+func startUnmanaged(t testing.TB, tracker Tracker, change ...func(*Config)) *running {
 	t.Helper()
 	// t.TempDir has the test's name in it and may pass 107 bytes.
 	dir, err := os.MkdirTemp("", "p4")
@@ -143,7 +143,8 @@ func startUnmanaged(t testing.TB, tracker *fakeTracker, change ...func(*Config))
 	go func() { done <- s.Serve(ctx) }()
 	var once sync.Once
 	var stopErr error
-	r := &running{Server: s, t: t, tracker: tracker, path: cfg.Socket.Path}
+	fake, _ := tracker.(*fakeTracker)
+	r := &running{Server: s, t: t, tracker: fake, path: cfg.Socket.Path}
 	r.stopFn = func() error {
 		once.Do(func() {
 			cancel()
