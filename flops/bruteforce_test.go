@@ -119,9 +119,9 @@ func TestMatrixProductsAgainstLoops(t *testing.T) {
 		forward, backward = counted(t, Operator{Name: "aten.dot", Inputs: []Tensor{tensor("self", ga, k), tensor("tensor", gb, k)}})
 		check(t, "dot", forward, backward, dot, perOperand(dot, ga, gb))
 		// An outer product multiplies and adds nothing; its gradients are matrix-vector products.
-		forward, backward = counted(t, Operator{Name: "aten.ger", Inputs: []Tensor{tensor("self", ga, m), tensor("vec2", gb, k)}})
+		forward, backward = counted(t, Operator{Name: "aten.addr", Inputs: []Tensor{tensor("self", true, m, k), tensor("vec1", ga, m), tensor("vec2", gb, k)}})
 		if forward != vector || backward != perOperand(vector, ga, gb) {
-			t.Errorf("ger: forward %d, backward %d; want %d and %d", forward, backward, vector, perOperand(vector, ga, gb))
+			t.Errorf("addr: forward %d, backward %d; want %d and %d", forward, backward, vector, perOperand(vector, ga, gb))
 		}
 	}
 }
@@ -711,5 +711,30 @@ func TestEinsum(t *testing.T) {
 	})
 	if want := uint64(2*2*10*2 + 2*10*2*2); forward != want {
 		t.Errorf("einsum along a path: %d, want %d", forward, want)
+	}
+}
+
+func TestEquationsThatDoNotFit(t *testing.T) {
+	two := []Tensor{tensor("tensors", false, 2, 3), tensor("tensors", false, 3, 4)}
+	for _, text := range []string{
+		"", "->", "ij", "ij,jk,kl", "ij,jk->il", "i,jk->ik", "ijk,jk->ik", "ij,ij->i", "i1,1k->ik", "ij,jk->i.k", "ij,jk->ik->ik", "....ij,jk->ik",
+		"...ijk,jk->ik", "ij;jk->ik", "ij,jk->iké",
+	} {
+		totals := mustCount(t, &List{Operators: []Operator{{Name: "aten.einsum", Inputs: two, Strings: map[string]string{"equation": text}}}})
+		if totals.Complete() {
+			t.Errorf("%q was counted: %+v", text, totals.Sums)
+		}
+	}
+	for _, text := range []string{"ij,jk->ik", "ij,jk", " i j , j k -> i k ", "...j,j...->...", "ij,jk->", "iJ,Jk->ki", "...,...k->...k"} {
+		o := Operator{Name: "aten.einsum", Inputs: two, Strings: map[string]string{"equation": text}}
+		if text == "...,...k->...k" {
+			o.Inputs = []Tensor{tensor("tensors", false, 3), tensor("tensors", false, 3, 4)}
+		}
+		if text == "...j,j...->..." {
+			o.Inputs = []Tensor{tensor("tensors", false, 4, 3), tensor("tensors", false, 3, 4)}
+		}
+		if totals := mustCount(t, &List{Operators: []Operator{o}}); !totals.Complete() {
+			t.Errorf("%q: %+v", text, totals.Coverage.Unknown)
+		}
 	}
 }

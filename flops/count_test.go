@@ -464,3 +464,21 @@ func TestLargestSizes(t *testing.T) {
 		t.Errorf("%v, want %v", totals.FLOPs(), want)
 	}
 }
+
+// BenchmarkCount is what a new input signature costs the agent; a known one costs a look into the memo.
+func BenchmarkCount(b *testing.B) {
+	for name, operators := range map[string][]Operator{
+		"ResNet-50": residual(32, true, 1, 64, 3, 4, 6, 3),
+		"LLaMA-7B":  llama(128, 32_000),
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			l := &List{Training: true, Operators: operators}
+			for b.Loop() {
+				if _, err := Count(l); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

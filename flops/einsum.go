@@ -2,12 +2,41 @@ package flops
 
 import "strings"
 
-// maxEinsumDims bounds the dimensions of all operands of one einsum together: its steps are found by search.
-const maxEinsumDims = 512
+// indexSet is a set of an equation's indices: 26 small and 26 capital letters, and the dimensions of an ellipsis counted from its end.
+type indexSet [2]uint64
+
+// ellipsisFirst is the number of the ellipsis's last dimension; letters have the numbers before it.
+const (
+	ellipsisFirst = 64
+	indexLimit    = ellipsisFirst + MaxDims
+)
+
+func (s indexSet) has(i int) bool { return s[i/64]>>(i%64)&1 != 0 }
+
+func (s indexSet) with(i int) indexSet {
+	s[i/64] |= 1 << (i % 64)
+	return s
+}
+
+func (s indexSet) union(t indexSet) indexSet     { return indexSet{s[0] | t[0], s[1] | t[1]} }
+func (s indexSet) intersect(t indexSet) indexSet { return indexSet{s[0] & t[0], s[1] & t[1]} }
+func (s indexSet) without(t indexSet) indexSet   { return indexSet{s[0] &^ t[0], s[1] &^ t[1]} }
+func (s indexSet) empty() bool                   { return s == indexSet{} }
+
+// volume is the product of the sizes of a set's indices.
+func (s indexSet) volume(sizes *[indexLimit]int64) Number {
+	n := NumberOf(1)
+	for i := range indexLimit {
+		if s.has(i) {
+			n = n.Times(uint64(sizes[i]))
+		}
+	}
+	return n
+}
 
 // einsum is torch.einsum whole, as inference mode shows it. torch contracts pairs, left to right or along path: indices
-// of one operand alone that nobody needs later are summed first, then a batched product takes 2 x the product of all
-// index sizes of the pair. A pair that contracts nothing is an elementwise product.
+// that only one of the two has, with a size other than 1, and that neither the result nor a later operand needs are summed
+// first; then a batched product takes 2 x the product of all remaining index sizes of the pair. A pair that contracts nothing is an elementwise product.
 func einsum(o *Operator) cost {
 	operands := o.operands("tensors")
 	if len(operands) == 0 {
@@ -15,20 +44,20 @@ func einsum(o *Operator) cost {
 			operands = append(operands, &o.Inputs[i])
 		}
 	}
-	terms, output, sizes, ok := parseEquation(o.Strings["equation"], operands)
+	e, ok := parseEquation(o.Strings["equation"], operands)
 	if !ok {
 		return unknownBecause("equation is missing or does not fit the operands")
 	}
 	path := o.list("path")
-	if len(path) > 0 && len(path) != 2*(len(terms)-1) {
+	if len(path) > 0 && len(path) != 2*(len(e.terms)-1) {
 		return unknownBecause("path does not fit the operands")
 	}
-	var macs, backward Number
-	var multiplications Number
-	trained := make([]bool, len(terms))
+	trained := make([]bool, len(operands))
 	for i, t := range operands {
 		trained[i] = t.Grad
 	}
+	var macs, backward, multiplications Number
+	terms := e.terms
 	for step := 0; len(terms) > 1; step++ {
 		i, j := 0, 1
 		if len(path) > 0 {
@@ -36,59 +65,30 @@ func einsum(o *Operator) cost {
 			if i < 0 || j < 0 || i == j {
 				return unknownBecause("path does not fit the operands")
 			}
-			if i > j {
-				i, j = j, i
-			}
+			i, j = min(i, j), max(i, j)
 		}
 		a, b := terms[i], terms[j]
-		grad := trained[i] || trained[j]
-		gradients := uint64(0)
-		for _, bit := range [...]bool{trained[i], trained[j]} {
-			if bit {
-				gradients++
-			}
+		gradA, gradB := trained[i], trained[j]
+		terms = append(append(append([]indexSet(nil), terms[:i]...), terms[i+1:j]...), terms[j+1:]...)
+		trained = append(append(append([]bool(nil), trained[:i]...), trained[i+1:j]...), trained[j+1:]...)
+		needed := e.output
+		for _, t := range terms {
+			needed = needed.union(t)
 		}
-		rest := append(append(append([]string(nil), terms[:i]...), terms[i+1:j]...), terms[j+1:]...)
-		restTrained := append(append(append([]bool(nil), trained[:i]...), trained[i+1:j]...), trained[j+1:]...)
-		needed := func(index string) bool {
-			if strings.Contains(output, index) {
-				return true
-			}
-			for _, t := range rest {
-				if strings.Contains(t, index) {
-					return true
-				}
-			}
-			return false
-		}
-		var result strings.Builder
-		cost := NumberOf(1)
-		contracted := false
-		for _, r := range indices(a + b) {
-			index := string(r)
-			inBoth := strings.Contains(a, index) && strings.Contains(b, index)
-			switch {
-			case needed(index):
-				result.WriteString(index)
-			case inBoth:
-				contracted = true
-			default:
-				// Summed before the product.
-				continue
-			}
-			cost = cost.Times(uint64(sizes[r]))
-		}
-		if contracted {
-			macs = macs.Add(cost)
-			backward = backward.Add(cost.Times(gradients))
+		result := a.union(b).intersect(needed)
+		contracted := a.intersect(b).without(needed)
+		volume := result.union(contracted).volume(&e.sizes)
+		if contracted.empty() {
+			multiplications = multiplications.Add(volume)
 		} else {
-			multiplications = multiplications.Add(cost)
+			macs = macs.Add(volume)
+			backward = backward.Add(times(gradA, volume)).Add(times(gradB, volume))
 		}
 		if len(path) > 0 {
 			// A path appends the result, as opt_einsum numbers it.
-			terms, trained = append(rest, result.String()), append(restTrained, grad)
+			terms, trained = append(terms, result), append(trained, gradA || gradB)
 		} else {
-			terms, trained = append([]string{result.String()}, rest...), append([]bool{grad}, restTrained...)
+			terms, trained = append([]indexSet{result}, terms...), append([]bool{gradA || gradB}, trained...)
 		}
 	}
 	c := products(matmul, operands[0], macs, backward)
@@ -100,110 +100,105 @@ func einsum(o *Operator) cost {
 	return c
 }
 
-func sizesOf(o *Operator) Number { return sizes(o.Inputs).Add(sizes(o.Outputs)) }
-
-// indices returns the distinct letters of a term in the order of their first place.
-func indices(term string) []rune {
-	var list []rune
-	for _, r := range term {
-		found := false
-		for _, seen := range list {
-			found = found || seen == r
-		}
-		if !found {
-			list = append(list, r)
-		}
-	}
-	return list
+// equation is einsum's equation on given operands.
+type equation struct {
+	// Indices of each operand whose size there is not 1: the others broadcast and cost nothing. All of the result's.
+	terms  []indexSet
+	output indexSet
+	sizes  [indexLimit]int64
 }
 
-// ellipsisIndex is the first of the characters that stand for the dimensions of an ellipsis, counted from its end.
-const ellipsisIndex = '\u0100'
-
-// parseEquation returns each operand's indices, the result's, and the size of each index.
-func parseEquation(equation string, operands []*Tensor) (terms []string, output string, sizes map[rune]int64, ok bool) {
-	equation = strings.ReplaceAll(equation, " ", "")
-	left, right, explicit := strings.Cut(equation, "->")
+func parseEquation(text string, operands []*Tensor) (e equation, ok bool) {
+	text = strings.ReplaceAll(text, " ", "")
+	left, right, explicit := strings.Cut(text, "->")
 	parts := strings.Split(left, ",")
-	if equation == "" || len(parts) != len(operands) {
-		return nil, "", nil, false
+	if text == "" || len(parts) != len(operands) {
+		return e, false
 	}
-	total := 0
-	for _, t := range operands {
-		total += len(t.Dims)
-	}
-	if total > maxEinsumDims {
-		return nil, "", nil, false
-	}
-	sizes = map[rune]int64{}
-	widest := 0
+	var seen, ellipsis indexSet
+	occurrences := [indexLimit]int{}
 	for i, part := range parts {
-		term, dots, valid := expandEllipsis(part, len(operands[i].Dims))
-		runes := []rune(term)
-		if !valid || len(runes) != len(operands[i].Dims) {
-			return nil, "", nil, false
+		indices, valid := termIndices(part, len(operands[i].Dims))
+		if !valid || len(indices) != len(operands[i].Dims) {
+			return e, false
 		}
-		widest = max(widest, dots)
-		for d, r := range runes {
+		var term indexSet
+		for d, index := range indices {
 			size := operands[i].Dims[d]
-			known, seen := sizes[r]
+			known := e.sizes[index]
 			switch {
-			case !seen || known == 1:
-				sizes[r] = size
+			case !seen.has(index) || known == 1:
+				e.sizes[index] = size
 			case size != 1 && size != known:
-				return nil, "", nil, false
+				return e, false
+			}
+			seen = seen.with(index)
+			if size != 1 {
+				term = term.with(index)
+			}
+			occurrences[index]++
+			if index >= ellipsisFirst {
+				ellipsis = ellipsis.with(index)
 			}
 		}
-		terms = append(terms, term)
+		e.terms = append(e.terms, term)
 	}
-	if explicit {
-		letters := strings.Replace(right, "...", "", 1)
-		term, _, valid := expandEllipsis(right, len([]rune(letters))+widest)
-		if !valid {
-			return nil, "", nil, false
-		}
-		for _, r := range term {
-			if _, seen := sizes[r]; !seen {
-				return nil, "", nil, false
+	if !explicit {
+		// Implicit: the ellipsis, and the letters that occur once.
+		e.output = ellipsis
+		for i := range ellipsisFirst {
+			if occurrences[i] == 1 {
+				e.output = e.output.with(i)
 			}
 		}
-		return terms, term, sizes, true
+		return e, true
 	}
-	// Implicit: the ellipsis, then the letters that occur once.
-	var result strings.Builder
-	for i := widest - 1; i >= 0; i-- {
-		result.WriteRune(ellipsisIndex + rune(i))
+	before, after, dots := strings.Cut(right, "...")
+	indices, valid := termIndices(before+after, len(before)+len(after))
+	if !valid {
+		return e, false
 	}
-	all := strings.Join(terms, "")
-	for r := 'A'; r <= 'z'; r++ {
-		if strings.Count(all, string(r)) == 1 {
-			result.WriteRune(r)
+	for _, index := range indices {
+		if !seen.has(index) {
+			return e, false
 		}
+		e.output = e.output.with(index)
 	}
-	return terms, result.String(), sizes, true
+	if dots {
+		e.output = e.output.union(ellipsis)
+	}
+	return e, true
 }
 
-// expandEllipsis replaces "..." by one index per dimension that the letters leave over.
-func expandEllipsis(part string, dims int) (term string, dots int, ok bool) {
-	before, after, has := strings.Cut(part, "...")
-	letters := before + after
-	for _, r := range letters {
-		if (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') {
-			return "", 0, false
+// termIndices numbers the indices of one term; an ellipsis stands for the dimensions that its letters leave over.
+func termIndices(part string, dims int) (indices []int, ok bool) {
+	before, after, dots := strings.Cut(part, "...")
+	rest := 0
+	if dots {
+		if rest = dims - len(before) - len(after); rest < 0 || rest > MaxDims {
+			return nil, false
 		}
 	}
-	if !has {
-		return part, 0, true
+	letters := func(s string) bool {
+		for i := range len(s) {
+			switch c := s[i]; {
+			case c >= 'a' && c <= 'z':
+				indices = append(indices, int(c-'a'))
+			case c >= 'A' && c <= 'Z':
+				indices = append(indices, int(c-'A')+26)
+			default:
+				return false
+			}
+		}
+		return true
 	}
-	dots = dims - len(letters)
-	if dots < 0 {
-		return "", 0, false
+	if !letters(before) {
+		return nil, false
 	}
-	var b strings.Builder
-	b.WriteString(before)
-	for i := dots - 1; i >= 0; i-- {
-		b.WriteRune(ellipsisIndex + rune(i))
+	for i := rest - 1; i >= 0; i-- {
+		indices = append(indices, ellipsisFirst+i)
 	}
-	b.WriteString(after)
-	return b.String(), dots, true
+	return indices, letters(after)
 }
+
+func sizesOf(o *Operator) Number { return sizes(o.Inputs).Add(sizes(o.Outputs)) }

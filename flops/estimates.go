@@ -102,7 +102,8 @@ func estimatedFormula(base string) formula {
 		return elementwiseOperation(3, 0)
 	case "batch_norm_backward_reduce", "batch_norm_backward_elemt":
 		return perInput(4, 0)
-	case "kron":
+	case "kron", "ger", "outer":
+		// Multiplications alone, as torch executes them outside inference mode.
 		return elementwiseOperation(1, 0)
 	case "_transform_bias_rescale_qkv":
 		return perInput(2, 0)

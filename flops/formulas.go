@@ -112,10 +112,8 @@ func exactFormula(base string) formula {
 		return matrixVector(1)
 	case "dot", "vdot":
 		return dotProduct
-	case "ger", "outer":
-		return outerProduct(0)
 	case "addr":
-		return outerProduct(1)
+		return outerSum
 	case "inner":
 		return innerProduct
 	case "tensordot":

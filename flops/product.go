@@ -141,23 +141,21 @@ func dotProduct(o *Operator) cost {
 	return bilinear(asOperands, a, b, product(a.Dims...))
 }
 
-// outerProduct is m x n at operands i and i+1: ger, addr. Its mn multiplications accumulate nothing, so they are FLOP but no
-// MAC; each gradient is a matrix-vector product, 2mn.
-func outerProduct(i int) formula {
-	return func(o *Operator) cost {
-		a, b := o.input(i), o.input(i+1)
-		if !rank(a, 1) || !rank(b, 1) {
-			return unknownBecause("operands are not two vectors")
-		}
-		mn := product(a.Dims[0], b.Dims[0])
-		c := products(matmul, a, Number{}, mn.Times(grads(a, b)))
-		// One complex product is six real operations.
-		c.forward.FLOPs = mn
-		if isComplex(a.DType) {
-			c.forward.FLOPs = mn.Times(6)
-		}
-		return c
+// outerSum is addr(self, vec1, vec2): m x n multiplications, added to self. They accumulate nothing, so they are FLOP but no MAC; each
+// gradient is a matrix-vector product, 2mn.
+func outerSum(o *Operator) cost {
+	a, b := o.input(1), o.input(2)
+	if !rank(a, 1) || !rank(b, 1) {
+		return unknownBecause("operands are not two vectors")
 	}
+	mn := product(a.Dims[0], b.Dims[0])
+	c := products(matmul, a, Number{}, mn.Times(grads(a, b)))
+	// One complex product is six real operations.
+	c.forward.FLOPs = mn
+	if isComplex(a.DType) {
+		c.forward.FLOPs = mn.Times(6)
+	}
+	return c
 }
 
 // innerProduct is [...,k] x [...,k] over the last dimension: inner.
@@ -215,17 +213,20 @@ func dimension(d int64, dims int) int {
 	return int(d)
 }
 
-// vectorDot is linalg_vecdot: the product summed over one dimension.
+// vectorDot is linalg_vecdot: a dot product of two vectors; of more dimensions torch multiplies elementwise and sums.
 func vectorDot(o *Operator) cost {
 	a, b := o.input(0), o.input(1)
 	if a == nil || b == nil {
 		return unknownBecause("operands are missing")
 	}
+	if len(a.Dims) == 1 && len(b.Dims) == 1 {
+		return dotProduct(o)
+	}
 	shape, ok := broadcast(a.Dims, b.Dims)
 	if !ok {
 		return unknownBecause("shapes do not broadcast")
 	}
-	return bilinear(asOperands, a, b, product(shape...))
+	return estimate(o, product(shape...).Times(2), Number{})
 }
 
 // groupedProduct is _grouped_mm, the mixture of experts: the rows of one operand fall into groups, each with its own
