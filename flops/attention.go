@@ -48,8 +48,8 @@ func attention(l layout, align alignment, fused bool) formula {
 		full, seen := shape.pairs(band)
 		masked := full.Minus(seen)
 
-		// Gradients: dQ and dK take the scores' gradient once each; the scores' gradient takes dO V^T; dV takes P^T dO. A trained
-		// bias needs the scores' gradient too.
+		// Gradients: dQ and dK take the scores' gradient once each; the scores' gradient takes dO V^T; dV takes P^T
+		// dO. A trained bias needs the scores' gradient too.
 		scores := q.Grad || k.Grad || (bias != nil && bias.Grad)
 		qk, pv := uint64(shape.qkWidth), uint64(shape.vWidth)
 		forwardPerPair := NumberOf(qk).Add(NumberOf(pv))
@@ -72,8 +72,8 @@ func attention(l layout, align alignment, fused bool) formula {
 	}
 }
 
-// attentionGradient is the recorded backward of a fused attention operator(grad_out, query, key, value, ...): all four products; the
-// recomputed QK^T stands apart. Which gradients were wanted is not in its operands.
+// attentionGradient is the recorded backward of a fused attention operator(grad_out, query, key, value, ...): all
+// four products; the recomputed QK^T stands apart. Which gradients were wanted is not in its operands.
 func attentionGradient(l layout, align alignment) formula {
 	return func(o *Operator) cost {
 		inner := Operator{
@@ -174,9 +174,9 @@ func (s *attentionSizes) pairs(m mask) (full, seen Number) {
 	return full.Mul(s.heads), seen.Mul(s.heads)
 }
 
-// attentionMask reads is_causal (causal), the efficient kernel's custom_mask_type (1 top-left, 2 bottom-right) with window_size, and
-// the window on both sides that flash-attention has as window_size_left and window_size_right and _varlen_attn as
-// window_size.0 and window_size.1, where a negative size is no bound.
+// attentionMask reads is_causal (causal), the efficient kernel's custom_mask_type (1 top-left, 2 bottom-right) with
+// window_size, and the window on both sides that flash-attention has as window_size_left and window_size_right and
+// _varlen_attn as window_size.0 and window_size.1, where a negative size is no bound.
 func attentionMask(o *Operator, align alignment) mask {
 	m := mask{align: align, left: -1, right: -1}
 	if left, ok := o.Scalars["window_size_left"]; ok {
@@ -240,8 +240,8 @@ func clampedSum(n, c, top int64) Number {
 	return total.Add(product(n-last, top))
 }
 
-// nativeAttention is the fast path _native_multi_head_attention(query, key, value, ..., qkv_weight, qkv_bias, proj_weight, ...): three
-// projections, attention of the full square, the output projection. It has no backward.
+// nativeAttention is the fast path _native_multi_head_attention(query, key, value, ..., qkv_weight, qkv_bias,
+// proj_weight, ...): three projections, attention of the full square, the output projection. It has no backward.
 func nativeAttention(o *Operator) cost {
 	q, k, v := o.operand("query"), o.operand("key"), o.operand("value")
 	in, out := o.operand("qkv_weight"), o.operand("proj_weight")
@@ -257,7 +257,8 @@ func nativeAttention(o *Operator) cost {
 	return c
 }
 
-// encoderLayer is the fast path _transformer_encoder_layer_fwd: self-attention and two linear layers. It has no backward.
+// encoderLayer is the fast path _transformer_encoder_layer_fwd: self-attention and two linear layers. It has no
+// backward.
 func encoderLayer(o *Operator) cost {
 	x := o.operand("src")
 	first, second := o.operand("ffn_weight_1"), o.operand("ffn_weight_2")
@@ -280,7 +281,8 @@ func encoderLayer(o *Operator) cost {
 	return c
 }
 
-// selfAttention returns the products of projections and attention, and 5 operations for each element of the scores of one head.
+// selfAttention returns the products of projections and attention, and 5 operations for each element of the scores of
+// one head.
 func selfAttention(q, k, v, in, out *Tensor) (macs, elementwise Number, reason string) {
 	if !rank(in, 2) || !rank(out, 2) || in.Dims[0]%3 != 0 {
 		return Number{}, Number{}, "qkv_weight or proj_weight is missing"

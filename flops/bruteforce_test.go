@@ -248,9 +248,9 @@ func positions(sizes []int64) uint64 {
 	return n
 }
 
-// macs walks the definition: a plain convolution gathers, for each result, every tap of its kernel from each channel of its
-// group, padding included; a transposed one scatters, for each input, every tap to each channel of its group, those that
-// are cropped included.
+// macs walks the definition: a plain convolution gathers, for each result, every tap of its kernel from each channel
+// of its group, padding included; a transposed one scatters, for each input, every tap to each channel of its group,
+// those that are cropped included.
 func (c convolutionCase) macs() uint64 {
 	var n uint64
 	for range c.batch {
@@ -528,7 +528,8 @@ func (c recurrentCase) directions() int64 {
 
 func (c recurrentCase) cells() int64 { return c.layers * c.directions() }
 
-// walk executes the layer step by step as autograd sees it and counts products, each with the gradients of its operands.
+// walk executes the layer step by step as autograd sees it and counts products, each with the gradients of its
+// operands.
 func (c recurrentCase) walk() (macs, backward uint64) {
 	state := c.hidden
 	if c.projection > 0 {

@@ -27,8 +27,8 @@ func convolutionOf(o *Operator, transposed bool) cost {
 	return bilinear(convolution, x, w, macs)
 }
 
-// convolutionMACs is N O Co (Ci/g) K for a plain and N I Ci (Co/g) K for a transposed convolution. Taps on padding count, as do
-// those that a transposed convolution crops.
+// convolutionMACs is N O Co (Ci/g) K for a plain and N I Ci (Co/g) K for a transposed convolution. Taps on padding
+// count, as do those that a transposed convolution crops.
 func convolutionMACs(x, w, y *Tensor, transposed bool) (macs Number, reason string) {
 	if len(w.Dims) < 3 {
 		return Number{}, "weight has no kernel dimensions"
@@ -50,8 +50,8 @@ func convolutionMACs(x, w, y *Tensor, transposed bool) (macs Number, reason stri
 	return moved.elements().Mul(product(w.Dims[1:]...)), ""
 }
 
-// convolutionBackward is aten.convolution_backward(grad_output, input, weight): the gradient of input and of weight cost the
-// forward each, by output_mask, whatever the groups.
+// convolutionBackward is aten.convolution_backward(grad_output, input, weight): the gradient of input and of weight
+// cost the forward each, by output_mask, whatever the groups.
 func convolutionBackward(o *Operator) cost {
 	grad, x, w := o.input(0), o.input(1), o.input(2)
 	if grad == nil || x == nil || w == nil {
@@ -79,8 +79,8 @@ func timeConvolution(o *Operator) cost {
 	return bilinear(convolution, x, w, y.elements().Mul(product(w.Dims[0], w.Dims[1])))
 }
 
-// deformableConvolution is torchvision.deform_conv2d(input, weight, offset, mask, bias): a product over sampled columns, 7
-// operations a sample estimated. The columns' gradient is needed by input, offset and mask alike.
+// deformableConvolution is torchvision.deform_conv2d(input, weight, offset, mask, bias): a product over sampled
+// columns, 7 operations a sample estimated. The columns' gradient is needed by input, offset and mask alike.
 func deformableConvolution(o *Operator) cost {
 	x, w := o.input(0), o.input(1)
 	if !rank(x, 4) || !rank(w, 4) {

@@ -92,8 +92,8 @@ func products(f family, lead *Tensor, macs, backwardMACs Number) cost {
 	}
 }
 
-// flopsPerMAC is 2, or 8 for complex numbers: four real products, two sums inside the product and two to accumulate, as BLAS
-// counts zgemm.
+// flopsPerMAC is 2, or 8 for complex numbers: four real products, two sums inside the product and two to accumulate,
+// as BLAS counts zgemm.
 func flopsPerMAC(t *Tensor) uint64 {
 	if t != nil && isComplex(t.DType) {
 		return 8

@@ -125,9 +125,9 @@ func (t *Totals) Under(path string) Sums {
 	return s
 }
 
-// Count adds up a list. Where the list did not record its backward, that is derived: each product or convolution costs its
-// forward again for each operand whose grad bit is set; attention and recurrent layers follow their own rules. A list
-// that is not training has none. The error is a *FieldError and means that nothing was counted.
+// Count adds up a list. Where the list did not record its backward, that is derived: each product or convolution
+// costs its forward again for each operand whose grad bit is set; attention and recurrent layers follow their own
+// rules. A list that is not training has none. The error is a *FieldError and means that nothing was counted.
 func Count(l *List) (*Totals, error) {
 	if err := l.Check(); err != nil {
 		return nil, err
@@ -198,8 +198,8 @@ func costOf(o *Operator) cost {
 	return c
 }
 
-// phased puts a cost where it belongs. The backward that the grad bits imply counts only for a forward operator of a training list
-// that did not record its backward: a recomputed operator's gradients are those of the first execution.
+// phased puts a cost where it belongs. The backward that the grad bits imply counts only for a forward operator of a
+// training list that did not record its backward: a recomputed operator's gradients are those of the first execution.
 func (l *List) phased(o *Operator, c cost) Sums {
 	var s Sums
 	switch o.Phase {
@@ -221,8 +221,8 @@ func (l *List) phased(o *Operator, c cost) Sums {
 	return s
 }
 
-// dtypeOf is the dtype that an operator computes in. Meta tensors do not show autocast, so the list says it; it lowers float32,
-// float16 and bfloat16 operands of the operators that torch autocasts, and never float64.
+// dtypeOf is the dtype that an operator computes in. Meta tensors do not show autocast, so the list says it; it
+// lowers float32, float16 and bfloat16 operands of the operators that torch autocasts, and never float64.
 func (l *List) dtypeOf(o *Operator, c cost) string {
 	if c.class == exact && o.ComputeDType != "" {
 		return canonicalDType(o.ComputeDType)

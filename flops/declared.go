@@ -1,8 +1,8 @@
 package flops
 
-// Declare reads a count that was made elsewhere: a registered formula, a cost analysis, the user. Forward must be a positive decimal
-// integer; 0 and -1, as a cost analysis answers when it does not know, are refused. An empty backward is 0.
-// The error is a *FieldError for forward, backward or dtype.
+// Declare reads a count that was made elsewhere: a registered formula, a cost analysis, the user. Forward must be a
+// positive decimal integer; 0 and -1, as a cost analysis answers when it does not know, are refused. An empty
+// backward is 0. The error is a *FieldError for forward, backward or dtype.
 func Declare(forward, backward, dtype string) (*Declared, error) {
 	f, err := ParseNumber(forward)
 	if err != nil {

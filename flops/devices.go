@@ -2,10 +2,10 @@ package flops
 
 import "strings"
 
-// table returns a device's dense peaks in TFLOP/s. The names are those of the driver's list of supported products, which NVML
-// reports; drivers before 470 leave out the leading "NVIDIA", so it is not compared. The figures are the vendor's
-// data sheets, halved where they state the rate with 2:4 sparsity; float16 and bfloat16 are with 32-bit accumulation, which
-// GeForce parts and the A10G and L40 do at half the rate of their professional siblings.
+// table returns a device's dense peaks in TFLOP/s. The names are those of the driver's list of supported products,
+// which NVML reports; drivers before 470 leave out the leading "NVIDIA", so it is not compared. The figures are the
+// vendor's data sheets, halved where they state the rate with 2:4 sparsity; float16 and bfloat16 are with 32-bit
+// accumulation, which GeForce parts and the A10G and L40 do at half the rate of their professional siblings.
 //
 // Left out on purpose: products that share one name with different chips (RTX 3080, H100 without suffix), custom parts
 // (A100-SXM-64GB), power-capped siblings without a published figure, virtual GPUs.
@@ -30,7 +30,8 @@ func table(name string) (rates, bool) {
 		return rates{bf16: 2250, fp16: 2250, fp8: 4500, fp4: 13500}, true
 	case "GB300":
 		return rates{bf16: 2500, fp16: 2500, fp8: 5000, fp4: 15000}, true
-	case "A100-SXM4-40GB", "A100-SXM4-80GB", "A100-PCIE-40GB", "A100 80GB PCIe", "A800-SXM4-40GB", "A800-SXM4-80GB", "A800 80GB PCIe":
+	case "A100-SXM4-40GB", "A100-SXM4-80GB", "A100-PCIE-40GB", "A100 80GB PCIe", "A800-SXM4-40GB", "A800-SXM4-80GB",
+		"A800 80GB PCIe":
 		return rates{fp64: 19.5, fp32: 19.5, tf32: 156, bf16: 312, fp16: 312, int8: 624}, true
 	case "A30":
 		return rates{fp64: 10.3, fp32: 10.3, tf32: 82, bf16: 165, fp16: 165, int8: 330}, true

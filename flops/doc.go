@@ -19,6 +19,6 @@
 // What it cannot see: operators that the client left out, work inside custom kernels that carry no formula, and taps
 // or pairs that a kernel skips. What a causal kernel may skip is a field of its own, never subtracted.
 //
-// Sizes come from an untrusted socket. Everything is checked against [Limits] first, sums are exact whatever their
+// Sizes come from an untrusted socket. Everything is checked against limits first ([List.Check]), sums are exact whatever their
 // size ([Number]), and no input makes the package panic.
 package flops

@@ -2,7 +2,8 @@ package flops
 
 import "strings"
 
-// indexSet is a set of an equation's indices: 26 small and 26 capital letters, and the dimensions of an ellipsis counted from its end.
+// indexSet is a set of an equation's indices: 26 small and 26 capital letters, and the dimensions of an ellipsis
+// counted from its end.
 type indexSet [2]uint64
 
 // ellipsisFirst is the number of the ellipsis's last dimension; letters have the numbers before it.
@@ -34,9 +35,10 @@ func (s indexSet) volume(sizes *[indexLimit]int64) Number {
 	return n
 }
 
-// einsum is torch.einsum whole, as inference mode shows it. torch contracts pairs, left to right or along path: indices
-// that only one of the two has, with a size other than 1, and that neither the result nor a later operand needs are summed
-// first; then a batched product takes 2 x the product of all remaining index sizes of the pair. A pair that contracts nothing is an elementwise product.
+// einsum is torch.einsum whole, as inference mode shows it. torch contracts pairs, left to right or along path:
+// indices that only one of the two has, with a size other than 1, and that neither the result nor a later operand
+// needs are summed first; then a batched product takes 2 x the product of all remaining index sizes of the pair. A
+// pair that contracts nothing is an elementwise product.
 func einsum(o *Operator) cost {
 	operands := o.operands("tensors")
 	if len(operands) == 0 {

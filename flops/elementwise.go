@@ -1,7 +1,7 @@
 package flops
 
-// The estimates: work per element. They are never part of the headline; their purpose is the arithmetic intensity and the
-// question whether a model is bound by its elementwise part.
+// The estimates: work per element. They are never part of the headline; their purpose is the arithmetic intensity and
+// the question whether a model is bound by its elementwise part.
 
 // estimate is a cost of class estimated. Backward is as much again for each operand that needs a gradient.
 func estimate(o *Operator, elementwise, transcendentals Number) cost {
@@ -19,8 +19,8 @@ func estimate(o *Operator, elementwise, transcendentals Number) cost {
 	return c
 }
 
-// elements is the number of elements that the operator produces: of its results, or of its first operand and those of the same list
-// where an in-place form shows no result.
+// elements is the number of elements that the operator produces: of its results, or of its first operand and those of
+// the same list where an in-place form shows no result.
 func elements(o *Operator) Number {
 	var n Number
 	if len(o.Outputs) > 0 {
@@ -45,7 +45,8 @@ func elementwiseOperation(operations, transcendentals uint64) formula {
 	}
 }
 
-// perInput is so many operations and transcendental functions per element of the first operand: reductions, norms, softmax.
+// perInput is so many operations and transcendental functions per element of the first operand: reductions, norms,
+// softmax.
 func perInput(operations, transcendentals uint64) formula {
 	return func(o *Operator) cost {
 		x := o.input(0)
@@ -57,8 +58,8 @@ func perInput(operations, transcendentals uint64) formula {
 	}
 }
 
-// batchNorm is 5 operations an element in training (mean, variance, difference, two factors, less one without weight), 2 or 1 with
-// the running statistics.
+// batchNorm is 5 operations an element in training (mean, variance, difference, two factors, less one without
+// weight), 2 or 1 with the running statistics.
 func batchNorm(training func(o *Operator) bool) formula {
 	return func(o *Operator) cost {
 		affine := uint64(1)
@@ -103,8 +104,8 @@ func pooling(maximum bool) formula {
 	}
 }
 
-// transform is an FFT over the dimensions dim: 5 n log2 n for complex and half of it for real data, as FFTW counts, with log2
-// rounded up.
+// transform is an FFT over the dimensions dim: 5 n log2 n for complex and half of it for real data, as FFTW counts,
+// with log2 rounded up.
 func transform(real bool) formula {
 	return func(o *Operator) cost {
 		x, y := o.input(0), o.output(0)
@@ -140,8 +141,8 @@ func transform(real bool) formula {
 	}
 }
 
-// decomposition is the order of a dense factorisation of [..., m, n]: numerator/denominator of the cube of the sizes, as LAPACK
-// working note 41 gives the leading terms.
+// decomposition is the order of a dense factorisation of [..., m, n]: numerator/denominator of the cube of the sizes,
+// as LAPACK working note 41 gives the leading terms.
 func decomposition(leading func(m, n Number) Number) formula {
 	return func(o *Operator) cost {
 		x := o.input(0)
@@ -189,7 +190,8 @@ func distances(o *Operator) cost {
 	return estimate(o, a.elements().Times(uint64(b.Dims[len(b.Dims)-2])).Times(3), Number{})
 }
 
-// suppression is torchvision.nms: 10 operations for each pair of boxes, an upper bound since it stops at suppressed ones.
+// suppression is torchvision.nms: 10 operations for each pair of boxes, an upper bound since it stops at suppressed
+// ones.
 func suppression(o *Operator) cost {
 	x := o.input(0)
 	if x == nil || len(x.Dims) < 1 {
@@ -199,7 +201,8 @@ func suppression(o *Operator) cost {
 	return estimate(o, NumberOf(n).Times(max(n, 1)-1).Over(2).Times(10), Number{})
 }
 
-// regionAlignment is torchvision.roi_align: 7 operations per sample, sampling_ratio^2 samples per result, 4 where it is adaptive.
+// regionAlignment is torchvision.roi_align: 7 operations per sample, sampling_ratio^2 samples per result, 4 where it
+// is adaptive.
 func regionAlignment(o *Operator) cost {
 	samples := uint64(4)
 	if r := o.Scalars["sampling_ratio"]; r > 0 && r < 1<<16 {
@@ -217,7 +220,8 @@ func bags(o *Operator) cost {
 	return estimate(o, indices.elements().Times(uint64(w.Dims[1])), Number{})
 }
 
-// scattered is the recorded backward of a gather (embedding, index_select): one addition per element of the incoming gradient.
+// scattered is the recorded backward of a gather (embedding, index_select): one addition per element of the incoming
+// gradient.
 func scattered(o *Operator) cost {
 	if len(o.Inputs) == 0 {
 		return unknownBecause("gradient is missing")
@@ -225,7 +229,8 @@ func scattered(o *Operator) cost {
 	return estimate(o, o.Inputs[0].elements(), Number{})
 }
 
-// gradient is the recorded backward of an estimated operator: per element of its largest result, twice what the forward is.
+// gradient is the recorded backward of an estimated operator: per element of its largest result, twice what the
+// forward is.
 func gradient(operations uint64) formula {
 	return func(o *Operator) cost {
 		var n Number

@@ -11,8 +11,9 @@ type Batches struct {
 	Count  uint64
 }
 
-// Epoch adds up batches: the cost is affine in the batch size, not linear, so that an epoch is the sum over its distinct shapes, the
-// short last batch for itself. A batch that could not be counted makes the epoch incomplete, with its reason as a note.
+// Epoch adds up batches: the cost is affine in the batch size, not linear, so that an epoch is the sum over its
+// distinct shapes, the short last batch for itself. A batch that could not be counted makes the epoch incomplete,
+// with its reason as a note.
 func Epoch(batches []Batches) *Totals {
 	t := &Totals{}
 	operators, modules, dtypes := groups{}, groups{}, groups{}

@@ -16,7 +16,8 @@ func formulaFor(name string) formula {
 		return libraryAttention(base)
 	case "flash_attn":
 		return libraryAttention(base)
-	case "prim", "profiler", "rngprims", "debugprims", "c10d", "_c10d_functional", "c10d_functional", "_dtensor", "fsdp", "bucketing", "streams":
+	case "prim", "profiler", "rngprims", "debugprims", "c10d", "_c10d_functional", "c10d_functional", "_dtensor",
+		"fsdp", "bucketing", "streams":
 		// Attributes of tensors, record functions, random states and communication.
 		return move
 	}
@@ -59,8 +60,9 @@ func atenFormula(base string) formula {
 // gradientFormula is the recorded backward of an estimated operator or of a copy.
 func gradientFormula(forward string) formula {
 	switch forward {
-	case "embedding_dense", "embedding", "index_select", "embedding_bag", "_embedding_bag", "_embedding_bag_dense", "_embedding_bag_per_sample_weights",
-		"gather", "max_pool2d", "max_pool2d_with_indices", "max_pool3d_with_indices", "value_selecting_reduction":
+	case "embedding_dense", "embedding", "index_select", "embedding_bag", "_embedding_bag", "_embedding_bag_dense",
+		"_embedding_bag_per_sample_weights", "gather", "max_pool2d", "max_pool2d_with_indices",
+		"max_pool3d_with_indices", "value_selecting_reduction":
 		return scattered
 	}
 	switch {
@@ -71,13 +73,15 @@ func gradientFormula(forward string) formula {
 		return move
 	}
 	switch forward {
-	case "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "batch_norm", "_batch_norm_impl_index", "batch_norm_elemt",
-		"native_layer_norm", "native_group_norm", "layer_norm", "group_norm", "_fused_rms_norm", "rms_norm":
+	case "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "batch_norm", "_batch_norm_impl_index",
+		"batch_norm_elemt", "native_layer_norm", "native_group_norm", "layer_norm", "group_norm", "_fused_rms_norm",
+		"rms_norm":
 		return gradient(10)
 	case "_softmax", "_log_softmax", "_safe_softmax", "_masked_softmax", "_sparse_softmax":
 		return gradient(4)
-	case "threshold", "hardtanh", "leaky_relu", "sigmoid", "tanh", "nll_loss", "nll_loss2d",
-		"avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d", "unfold":
+	case "threshold", "hardtanh", "leaky_relu", "sigmoid", "tanh", "nll_loss", "nll_loss2d", "avg_pool2d",
+		"avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+		"unfold":
 		return gradient(1)
 	}
 	if estimatedFormula(forward) != nil {
@@ -103,8 +107,8 @@ func exactFormula(base string) formula {
 		return matmulProduct
 	case "linear", "mkldnn_linear", "_mkl_linear":
 		return linear
-	case "_weight_int8pack_mm", "_weight_int4pack_mm", "_weight_int4pack_mm_for_cpu", "_weight_int4pack_mm_with_scales_and_zeros",
-		"_mixed_dtypes_linear", "_dyn_quant_matmul_4bit":
+	case "_weight_int8pack_mm", "_weight_int4pack_mm", "_weight_int4pack_mm_for_cpu",
+		"_weight_int4pack_mm_with_scales_and_zeros", "_mixed_dtypes_linear", "_dyn_quant_matmul_4bit":
 		return packedProduct
 	case "mv":
 		return matrixVector(0)
@@ -130,22 +134,27 @@ func exactFormula(base string) formula {
 		return einsum
 	case "convolution", "_convolution", "convolution_overrideable":
 		return convolutionForward
-	case "conv1d", "conv2d", "conv3d", "_convolution_mode", "cudnn_convolution", "cudnn_convolution_relu", "cudnn_convolution_add_relu",
-		"miopen_convolution", "miopen_convolution_relu", "miopen_convolution_add_relu", "miopen_depthwise_convolution",
-		"mkldnn_convolution", "thnn_conv2d", "_slow_conv2d_forward", "slow_conv3d", "slow_conv3d_forward", "slow_conv_dilated2d",
-		"slow_conv_dilated3d", "_conv_depthwise2d", "conv_depthwise3d", "_nnpack_spatial_convolution", "_mps_convolution":
+	case "conv1d", "conv2d", "conv3d", "_convolution_mode", "cudnn_convolution", "cudnn_convolution_relu",
+		"cudnn_convolution_add_relu", "miopen_convolution", "miopen_convolution_relu", "miopen_convolution_add_relu",
+		"miopen_depthwise_convolution", "mkldnn_convolution", "thnn_conv2d", "_slow_conv2d_forward", "slow_conv3d",
+		"slow_conv3d_forward", "slow_conv_dilated2d", "slow_conv_dilated3d", "_conv_depthwise2d", "conv_depthwise3d",
+		"_nnpack_spatial_convolution", "_mps_convolution":
 		return plainConvolution
-	case "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "cudnn_convolution_transpose", "miopen_convolution_transpose",
-		"slow_conv_transpose2d", "slow_conv_transpose3d", "_mps_convolution_transpose":
+	case "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "cudnn_convolution_transpose",
+		"miopen_convolution_transpose", "slow_conv_transpose2d", "slow_conv_transpose3d",
+		"_mps_convolution_transpose":
 		return transposedConvolution
 	case "convolution_backward", "convolution_backward_overrideable":
 		return convolutionBackward
 	case "conv_tbc":
 		return timeConvolution
-	case "scaled_dot_product_attention", "_scaled_dot_product_attention_math", "_scaled_dot_product_attention_math_for_mps":
+	case "scaled_dot_product_attention", "_scaled_dot_product_attention_math",
+		"_scaled_dot_product_attention_math_for_mps":
 		return attention(headsFirst, topLeft, false)
-	case "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
-		"_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_fused_attention_overrideable", "_cudnn_attention_forward", "_cudnn_attention_forward_no_dropout_inplace":
+	case "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
+		"_scaled_dot_product_cudnn_attention", "_scaled_dot_product_flash_attention_for_cpu",
+		"_scaled_dot_product_fused_attention_overrideable", "_cudnn_attention_forward",
+		"_cudnn_attention_forward_no_dropout_inplace":
 		return attention(headsFirst, topLeft, true)
 	case "_flash_attention_forward", "_flash_attention_forward_no_dropout_inplace":
 		return attention(sequenceFirst, bottomRight, true)
@@ -214,12 +223,12 @@ func visionFormula(base string) formula {
 // primitiveFormula lists the prims that eager mode shows; the others are the aten operators under the same name.
 func primitiveFormula(base string) formula {
 	switch base {
-	case "convert_element_type", "device_put", "iota", "broadcast_in_dim", "copy_strided", "copy_to", "clone", "cat", "fill", "full",
-		"full_like", "scalar_tensor", "normal", "uniform", "rev", "empty", "empty_permuted", "empty_strided", "_make_token", "_sink_tokens",
-		"resize", "item":
+	case "convert_element_type", "device_put", "iota", "broadcast_in_dim", "copy_strided", "copy_to", "clone", "cat",
+		"fill", "full", "full_like", "scalar_tensor", "normal", "uniform", "rev", "empty", "empty_permuted",
+		"empty_strided", "_make_token", "_sink_tokens", "resize", "item":
 		return move
-	case "collapse_view", "split_dim", "squeeze", "transpose", "as_strided", "view_of", "view_of_dtype", "conj", "real", "imag", "collapse",
-		"reshape", "maximum_value", "minimum_value":
+	case "collapse_view", "split_dim", "squeeze", "transpose", "as_strided", "view_of", "view_of_dtype", "conj",
+		"real", "imag", "collapse", "reshape", "maximum_value", "minimum_value":
 		return view
 	case "fft_c2c":
 		return transform(false)

@@ -2,8 +2,8 @@ package flops
 
 import "testing"
 
-// Published models, built from their architecture alone: the integers are those of a trace of torchvision's and transformers' own
-// models, forward and backward, batch 1 unless the row says otherwise.
+// Published models, built from their architecture alone: the integers are those of a trace of torchvision's and
+// transformers' own models, forward and backward, batch 1 unless the row says otherwise.
 
 // network collects the operators of a model whose parameters are all trained.
 type network struct {
@@ -151,8 +151,8 @@ func bert() []Operator {
 	return n.operators
 }
 
-// recurrent is an embedding of width 64, two bidirectional layers of 128 units on 50 steps of batch 16, and a head of 10
-// classes.
+// recurrent is an embedding of width 64, two bidirectional layers of 128 units on 50 steps of batch 16, and a head of
+// 10 classes.
 func recurrent(name string, gates int64) []Operator {
 	const batch, steps, width, hidden = 16, 50, 64, 128
 	o := Operator{
@@ -254,7 +254,8 @@ func TestGoldenModels(t *testing.T) {
 	}
 }
 
-// A multiply-accumulate of the whole path is affine in the batch, not linear: a constant part runs once whatever the batch.
+// A multiply-accumulate of the whole path is affine in the batch, not linear: a constant part runs once whatever the
+// batch.
 func TestCostIsAffineInTheBatch(t *testing.T) {
 	cost := func(batch int64) uint64 {
 		operators := residual(batch, false, 1, 64, 2, 2, 2, 2)

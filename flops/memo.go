@@ -51,7 +51,8 @@ func (m *Memo) Get(process, signature string) (*Totals, bool) {
 	return e.Value.(*memoEntry).totals, true
 }
 
-// Put keeps totals under a process and signature, in place of older ones. Totals larger than the whole memo are not kept.
+// Put keeps totals under a process and signature, in place of older ones. Totals larger than the whole memo are not
+// kept.
 func (m *Memo) Put(process, signature string, t *Totals) {
 	entry := &memoEntry{key: memoKey{process, signature}, totals: t}
 	entry.bytes = t.footprint() + int64(len(process)+len(signature))

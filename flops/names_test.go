@@ -115,7 +115,8 @@ func TestTablesAreDisjoint(t *testing.T) {
 	}
 }
 
-// Operators that would be wrong as an estimate or as zero stay unknown, so that a list with one of them is not complete.
+// Operators that would be wrong as an estimate or as zero stay unknown, so that a list with one of them is not
+// complete.
 func TestOperatorsThatStayUnknown(t *testing.T) {
 	for _, name := range []string{
 		"aten.matrix_exp", "aten._sparse_mm", "aten.sparse_sampled_addmm", "aten.quantized_lstm", "aten._triton_multi_head_attention",

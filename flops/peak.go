@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// Peak is a device's dense peak per dtype, in FLOP/s (1 multiply-accumulate = 2), without the factor that structured sparsity would
-// give, with accumulation in 32 bits where the device has a choice.
+// Peak is a device's dense peak per dtype, in FLOP/s (1 multiply-accumulate = 2), without the factor that structured
+// sparsity would give, with accumulation in 32 bits where the device has a choice.
 type Peak struct {
 	// The device's name as NVML gives it.
 	Name string
@@ -90,8 +90,8 @@ func (p Peak) Scaled(share float64) Peak {
 	return p
 }
 
-// migShare reads a MIG profile such as 1g.10gb, 3g.40gb.me or 1c.3g.20gb: compute slices out of the device's seven (an A30's
-// four).
+// migShare reads a MIG profile such as 1g.10gb, 3g.40gb.me or 1c.3g.20gb: compute slices out of the device's seven
+// (an A30's four).
 func migShare(parent, profile string) (share float64, ok bool) {
 	if strings.Contains(profile, " ") {
 		return 0, false
@@ -124,8 +124,8 @@ type Override struct {
 // maxOverrideFLOPS is beyond any device: a larger value is a mistake in the unit.
 const maxOverrideFLOPS = 1e18
 
-// ParseOverride reads "bf16=989e12,tf32=494.7e12": dtypes (fp64, fp32, tf32, bf16, fp16, fp8, fp4, int8 or torch's names) and dense FLOP/s
-// of one device. Empty = no override.
+// ParseOverride reads "bf16=989e12,tf32=494.7e12": dtypes (fp64, fp32, tf32, bf16, fp16, fp8, fp4, int8 or torch's
+// names) and dense FLOP/s of one device. Empty = no override.
 func ParseOverride(s string) (*Override, error) {
 	if strings.TrimSpace(s) == "" {
 		return nil, nil
@@ -152,8 +152,8 @@ func ParseOverride(s string) (*Override, error) {
 	return o, nil
 }
 
-// PeakOf returns the peak of a device with the stated dtypes in the place of the table's; a device that the table lacks has the
-// stated ones alone. A nil override is the table.
+// PeakOf returns the peak of a device with the stated dtypes in the place of the table's; a device that the table
+// lacks has the stated ones alone. A nil override is the table.
 func (o *Override) PeakOf(name string) (Peak, bool) {
 	p, known := PeakOf(name)
 	if o == nil {
@@ -179,4 +179,17 @@ func (o *Override) PeakOf(name string) (Peak, bool) {
 	}
 	p.Source = "override"
 	return p, true
+}
+
+// PeaksOf returns the peaks of the devices that a process tree uses. If one is not known there are none, and missing
+// names it: a utilization of a part of the devices would be too high.
+func (o *Override) PeaksOf(names []string) (peaks []Peak, missing string) {
+	for _, name := range names {
+		p, ok := o.PeakOf(name)
+		if !ok {
+			return nil, fmt.Sprintf("no known peak of %q: state it in PROV4ML_PEAK_FLOPS", name)
+		}
+		peaks = append(peaks, p)
+	}
+	return peaks, ""
 }

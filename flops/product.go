@@ -1,7 +1,7 @@
 package flops
 
-// The matrix products. Shapes are resolved by the operands, never by the result, except for packed weights, whose own shapes
-// say nothing.
+// The matrix products. Shapes are resolved by the operands, never by the result, except for packed weights, whose own
+// shapes say nothing.
 
 // rank reports whether the operand is there and has n dimensions.
 func rank(t *Tensor, n int) bool { return t != nil && len(t.Dims) == n }
@@ -49,7 +49,8 @@ func batchedProduct(i int) formula {
 	}
 }
 
-// matmulProduct is torch.matmul whole, as inference mode shows it: batch dimensions broadcast, vectors are rows or columns.
+// matmulProduct is torch.matmul whole, as inference mode shows it: batch dimensions broadcast, vectors are rows or
+// columns.
 func matmulProduct(o *Operator) cost {
 	a, b := o.input(0), o.input(1)
 	if a == nil || b == nil || len(a.Dims) == 0 || len(b.Dims) == 0 {
@@ -141,8 +142,8 @@ func dotProduct(o *Operator) cost {
 	return bilinear(asOperands, a, b, product(a.Dims...))
 }
 
-// outerSum is addr(self, vec1, vec2): m x n multiplications, added to self. They accumulate nothing, so they are FLOP but no MAC; each
-// gradient is a matrix-vector product, 2mn.
+// outerSum is addr(self, vec1, vec2): m x n multiplications, added to self. They accumulate nothing, so they are FLOP
+// but no MAC; each gradient is a matrix-vector product, 2mn.
 func outerSum(o *Operator) cost {
 	a, b := o.input(1), o.input(2)
 	if !rank(a, 1) || !rank(b, 1) {
@@ -284,9 +285,9 @@ func sum(lengths []int64) Number {
 	return n
 }
 
-// trilinear is aten._trilinear, to which nn.Bilinear comes down: three operands, each with dimensions inserted where its expand
-// list says, multiplied elementwise and summed. One multiply-accumulate per element of the common shape, as
-// 2 N o i1 i2 has it; each gradient is a _trilinear again.
+// trilinear is aten._trilinear, to which nn.Bilinear comes down: three operands, each with dimensions inserted where
+// its expand list says, multiplied elementwise and summed. One multiply-accumulate per element of the common shape,
+// as 2 N o i1 i2 has it; each gradient is a _trilinear again.
 func trilinear(o *Operator) cost {
 	if len(o.Inputs) < 3 {
 		return unknownBecause("operands are not three tensors")

@@ -31,8 +31,8 @@ type Utilization struct {
 	Missing string
 }
 
-// WorkByDType returns the headline by dtype, for Utilize; with everything executed, recomputation included, it gives the
-// hardware's utilization instead of the model's.
+// WorkByDType returns the headline by dtype, for Utilize; with everything executed, recomputation included, it gives
+// the hardware's utilization instead of the model's.
 func (t *Totals) WorkByDType(executed bool) map[string]Number {
 	work := map[string]Number{}
 	for _, g := range t.DTypes {
@@ -47,9 +47,9 @@ func (t *Totals) WorkByDType(executed bool) map[string]Number {
 	return work
 }
 
-// Utilize divides the ideal time of the work on the devices by the elapsed time: sum over dtypes of FLOP / peak, each at its own
-// peak, so that mixtures of float8, bfloat16 and tfloat32 are right. Devices add up: each is assumed to do a share. If a dtype that
-// did work has no known peak on one of the devices, there is no value.
+// Utilize divides the ideal time of the work on the devices by the elapsed time: sum over dtypes of FLOP / peak, each
+// at its own peak, so that mixtures of float8, bfloat16 and tfloat32 are right. Devices add up: each is assumed to do
+// a share. If a dtype that did work has no known peak on one of the devices, there is no value.
 func Utilize(work map[string]Number, devices []Peak, elapsed time.Duration) Utilization {
 	if elapsed <= 0 {
 		return Utilization{Missing: "no time has passed"}

@@ -114,6 +114,13 @@ func TestOverride(t *testing.T) {
 	if p, ok := (*Override)(nil).PeakOf("NVIDIA L4"); !ok || p.Source != "table" {
 		t.Errorf("%+v %v", p, ok)
 	}
+	names := []string{"NVIDIA L4", "NVIDIA Unknown 1000"}
+	if peaks, missing := o.PeaksOf(names); len(peaks) != 2 || missing != "" {
+		t.Errorf("%+v %q", peaks, missing)
+	}
+	if peaks, missing := (*Override)(nil).PeaksOf(names); peaks != nil || !strings.Contains(missing, names[1]) {
+		t.Errorf("%+v %q", peaks, missing)
+	}
 	for _, bad := range []string{"989e12", "bf16=", "bf16=0", "bf16=-1", "bf16=NaN", "bf16=Inf", "bf16=1e19", "bf16=1e12,bf16=2e12", "bf17=1e12", "bf16=989 TFLOPS", ",", "bf16=1e12,"} {
 		if _, err := ParseOverride(bad); err == nil {
 			t.Errorf("%q was taken", bad)

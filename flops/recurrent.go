@@ -1,8 +1,8 @@
 package flops
 
-// Recurrent layers as one operator. Forward is the sum of 2 x elements over all weight matrices, times the steps of all
-// sequences: 2 G H (In + H) per step, and 2 H P with a projection. Backward follows autograd over the steps: the first step's
-// recurrent product has no gradient of its state, unless the initial state needs one.
+// Recurrent layers as one operator. Forward is the sum of 2 x elements over all weight matrices, times the steps of
+// all sequences: 2 G H (In + H) per step, and 2 H P with a projection. Backward follows autograd over the steps: the
+// first step's recurrent product has no gradient of its state, unless the initial state needs one.
 
 // cell is one layer in one direction.
 type cell struct {
@@ -104,8 +104,8 @@ func recurrentStep(o *Operator) cost {
 	return recurrentCost(x, cells, 1, hidden[0].Grad, grads(hidden...) > 0, rows, false)
 }
 
-// cellsOf reads the weights in torch's order: per layer and direction w_ih, w_hh, the biases, then w_hr; cuDNN keeps the
-// same order. Matrices tell themselves from biases by their dimensions.
+// cellsOf reads the weights in torch's order: per layer and direction w_ih, w_hh, the biases, then w_hr; cuDNN keeps
+// the same order. Matrices tell themselves from biases by their dimensions.
 func cellsOf(params []*Tensor, n int) ([]cell, bool) {
 	var matrices []*Tensor
 	for _, p := range params {
@@ -143,9 +143,9 @@ func cellsOf(params []*Tensor, n int) ([]cell, bool) {
 	return cells, true
 }
 
-// recurrentSteps reads the rows from a dense input of three dimensions or from a packed one [rows,In], whose batch sizes per step are
-// the lengths. The batch is the initial state's [..., batch, H]: batch_first does not tell, since CPU kernels get their input
-// transposed and the flag unchanged.
+// recurrentSteps reads the rows from a dense input of three dimensions or from a packed one [rows,In], whose batch
+// sizes per step are the lengths. The batch is the initial state's [..., batch, H]: batch_first does not tell, since
+// CPU kernels get their input transposed and the flag unchanged.
 func recurrentSteps(o *Operator, x, state *Tensor) (steps, string) {
 	if len(x.Dims) < 2 {
 		return steps{}, "input has fewer than two dimensions"
@@ -173,8 +173,8 @@ func recurrentSteps(o *Operator, x, state *Tensor) (steps, string) {
 	return steps{all: all, forward: batch, reverse: batch}, ""
 }
 
-// recurrentCost adds up layers and directions. state says whether the initial hidden state needs a gradient, initial whether any
-// part of the initial state does; reversed that the one direction runs backwards.
+// recurrentCost adds up layers and directions. state says whether the initial hidden state needs a gradient, initial
+// whether any part of the initial state does; reversed that the one direction runs backwards.
 func recurrentCost(x *Tensor, cells []cell, directions int, state, initial bool, rows steps, reversed bool) cost {
 	var macs, backward, hidden Number
 	inputGrad := x.Grad
@@ -214,7 +214,8 @@ func (c *cell) trained(inputGrad, initial bool) bool {
 	return inputGrad || initial || c.bias || grads(c.input, c.recurrent, c.projection) > 0
 }
 
-// products returns the cell's multiply-accumulates forward and backward over all rows, of which first belong to its first step.
+// products returns the cell's multiply-accumulates forward and backward over all rows, of which first belong to its
+// first step.
 func (c *cell) products(inputGrad, state, initial bool, all Number, first int64) (forward, backward Number) {
 	input, recurrent := all.Mul(c.input.elements()), all.Mul(c.recurrent.elements())
 	forward = input.Add(recurrent)
@@ -246,9 +247,9 @@ func (c *cell) products(inputGrad, state, initial bool, all Number, first int64)
 	return forward, backward.Add(unprojected)
 }
 
-// recurrentGradient is the recorded backward of a fused recurrent kernel, _cudnn_rnn_backward or mkldnn_rnn_layer_backward. The
-// kernel's own products are not visible; the model's are those of recurrentLayer with everything trained but the
-// initial state, the input by output_mask.
+// recurrentGradient is the recorded backward of a fused recurrent kernel, _cudnn_rnn_backward or
+// mkldnn_rnn_layer_backward. The kernel's own products are not visible; the model's are those of recurrentLayer with
+// everything trained but the initial state, the input by output_mask.
 func recurrentGradient(layer formula) formula {
 	return func(o *Operator) cost {
 		inner := *o

@@ -105,8 +105,8 @@ func (c costs) batch(process string, m *prov4mlv1.LogFlopsPerBatchRequest) (*flo
 	return nil, refusef(refusedValue, connect.CodeInvalidArgument, "none of operators, signature and count is set: exactly one says what the batch costs")
 }
 
-// epoch returns the totals of an epoch: the sum over its batch shapes, or a count from elsewhere. Lists that came with the call are
-// remembered even if it is refused for another reason.
+// epoch returns the totals of an epoch: the sum over its batch shapes, or a count from elsewhere. Lists that came
+// with the call are remembered even if it is refused for another reason.
 func (c costs) epoch(process string, m *prov4mlv1.LogFlopsPerEpochRequest) (*flops.Totals, error) {
 	if m.GetCount() != nil && (len(m.GetOperators()) > 0 || len(m.GetBatches()) > 0) {
 		return nil, refusef(refusedValue, connect.CodeInvalidArgument, "count is set together with operators or batches: send one or the other")

@@ -75,7 +75,8 @@ func TestRunRefuses(t *testing.T) {
 	}
 }
 
-// FuzzMessage: bytes from the socket that decode as an operator list are counted or refused by field, whatever they say.
+// FuzzMessage: bytes from the socket that decode as an operator list are counted or refused by field, whatever they
+// say.
 func FuzzMessage(f *testing.F) {
 	var message prov4mlv1.OperatorList
 	if err := protojson.Unmarshal([]byte(sample), &message); err != nil {
