@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -80,6 +81,10 @@ func decodeJSON(data []byte, m proto.Message) *refusal {
 	if len(data) == 0 {
 		return refusef(refusedDecode, connect.CodeInvalidArgument, "the body is empty: an empty message is {}")
 	}
+	// A brace in a string counts as well: no text that may be this long holds so many.
+	if n := bytes.Count(data, []byte{'{'}); n > MaxObjects {
+		return tooManyObjects(n)
+	}
 	err := protojson.Unmarshal(data, m)
 	if err == nil {
 		return nil
@@ -92,6 +97,11 @@ func decodeJSON(data []byte, m proto.Message) *refusal {
 }
 
 func decodeProto(data []byte, m proto.Message) *refusal {
+	if len(data) > MaxObjects { // an object takes two bytes
+		if n := countObjects(m.ProtoReflect().Descriptor(), data); n > MaxObjects {
+			return tooManyObjects(n)
+		}
+	}
 	err := proto.Unmarshal(data, m)
 	if err == nil {
 		return nil
@@ -100,6 +110,41 @@ func decodeProto(data []byte, m proto.Message) *refusal {
 		return undecodable(m, field+" is no UTF-8")
 	}
 	return undecodable(m, err.Error())
+}
+
+func tooManyObjects(n int) *refusal {
+	return refusef(refusedObjects, connect.CodeResourceExhausted, "the message holds %d objects, the limit is %d: split it", n, MaxObjects)
+}
+
+// countObjects counts the messages inside a message, at any depth, as far as data can be read.
+func countObjects(d protoreflect.MessageDescriptor, data []byte) (n int) {
+	for len(data) > 0 {
+		field, content, rest := nextField(d, data)
+		if field != nil && field.Kind() == protoreflect.MessageKind {
+			n += 1 + countObjects(field.Message(), content)
+		}
+		data = rest
+	}
+	return n
+}
+
+// nextField takes one field off data: its descriptor, nil when the message has no such field of variable length, and its
+// content. Nothing is left when data cannot be read.
+func nextField(d protoreflect.MessageDescriptor, data []byte) (field protoreflect.FieldDescriptor, content, rest []byte) {
+	number, kind, tagBytes := protowire.ConsumeTag(data)
+	if tagBytes < 0 {
+		return nil, nil, nil
+	}
+	valueBytes := protowire.ConsumeFieldValue(number, kind, data[tagBytes:])
+	if valueBytes < 0 {
+		return nil, nil, nil
+	}
+	rest = data[tagBytes+valueBytes:]
+	if kind != protowire.BytesType {
+		return nil, nil, rest
+	}
+	content, _ = protowire.ConsumeBytes(data[tagBytes : tagBytes+valueBytes])
+	return d.Fields().ByNumber(number), content, rest
 }
 
 // maxReasonBytes bounds what a sentence repeats of a message.
@@ -120,27 +165,13 @@ func undecodable(m proto.Message, reason string) *refusal {
 // none was found.
 func notUTF8(d protoreflect.MessageDescriptor, data []byte) string {
 	for len(data) > 0 {
-		number, kind, n := protowire.ConsumeTag(data)
-		if n < 0 {
-			return ""
-		}
-		data = data[n:]
-		if n = protowire.ConsumeFieldValue(number, kind, data); n < 0 {
-			return ""
-		}
-		value := data[:n]
-		data = data[n:]
-		field := d.Fields().ByNumber(number)
-		if field == nil || kind != protowire.BytesType {
-			continue
-		}
-		content, _ := protowire.ConsumeBytes(value)
-		switch field.Kind() {
-		case protoreflect.StringKind:
-			if !utf8.Valid(content) {
-				return string(field.Name())
-			}
-		case protoreflect.MessageKind:
+		field, content, rest := nextField(d, data)
+		data = rest
+		switch {
+		case field == nil:
+		case field.Kind() == protoreflect.StringKind && !utf8.Valid(content):
+			return string(field.Name())
+		case field.Kind() == protoreflect.MessageKind:
 			if inner := notUTF8(field.Message(), content); inner != "" {
 				return string(field.Name()) + "." + inner
 			}

@@ -20,6 +20,7 @@ const (
 
 	refusedMessageBytes  = "refused.message_bytes"
 	refusedLarge         = "refused.large_messages"
+	refusedObjects       = "refused.objects"
 	refusedTextBytes     = "refused.text_bytes"
 	refusedCount         = "refused.entries"
 	refusedOperators     = "refused.operators"

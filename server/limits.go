@@ -17,6 +17,9 @@ import (
 const (
 	// MaxMessageBytes bounds one message, before and after decompression.
 	MaxMessageBytes = 1 << 20
+	// MaxObjects bounds the messages inside one message, before they are decoded: a MiB of empty ones would become some 80 MiB
+	// of memory. 20,000 operators with their tensors do not fit into MaxMessageBytes before they come near it.
+	MaxObjects = 1 << 16
 	// MaxTextBytes bounds a label, a context, a name, and the keys and values of attributes.
 	MaxTextBytes = 1 << 10
 	// MaxAttributes bounds the run attributes of one message.

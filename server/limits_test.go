@@ -251,3 +251,57 @@ func TestContextSpelling(t *testing.T) {
 		t.Error("None is not absent")
 	}
 }
+
+// More objects than can mean anything are refused before they are decoded, in both encodings.
+func TestObjectLimit(t *testing.T) {
+	const path = "/prov4ml.v1.AgentService/LogFlopsPerBatch"
+	list := func(n int) (json, binary []byte) {
+		json = []byte(`{"operators":{"operators":[` + strings.Repeat(`{},`, n-1) + `{}]}}`)
+		binary, err := proto.Marshal(&prov4mlv1.LogFlopsPerBatchRequest{Cost: &prov4mlv1.LogFlopsPerBatchRequest_Operators{
+			Operators: &prov4mlv1.OperatorList{Operators: make([]*prov4mlv1.Operator, n)},
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return json, binary
+	}
+	// The list is an object too, and in JSON so is the message.
+	for n, sentence := range map[int]string{
+		MaxObjects - 2: "the limit is 20000",
+		MaxObjects + 1: "objects, the limit is 65536: split it",
+		300_000:        "objects, the limit is 65536: split it",
+	} {
+		r := start(t, &fakeTracker{})
+		json, binary := list(n)
+		for contentType, body := range map[string][]byte{"application/json": json, "application/json; charset=utf-8": json, "application/proto": binary} {
+			if a := r.do(r.httpClient(false), path, contentType, body); !strings.Contains(a.text("message"), sentence) {
+				t.Errorf("%d as %s: %d %s", n, contentType, a.status, a.raw)
+			}
+		}
+		if want := uint64(3); n > MaxObjects && r.counter(refusedObjects) != want {
+			t.Errorf("%d counted", r.counter(refusedObjects))
+		}
+	}
+}
+
+// A string of the binary form that is no UTF-8 is named.
+func TestNotUTF8(t *testing.T) {
+	for body, field := range map[string]string{
+		"\x0a\x01\xff":                  "context",
+		"\x10\x03\x42\x02a\xff":         "traceparent",
+		"\x0a\x01a\x42\x03\xed\xa0\x80": "traceparent", // a surrogate
+	} {
+		r := start(t, &fakeTracker{})
+		a := r.do(r.httpClient(false), logSystemMetrics, "application/proto", []byte(body))
+		if a.status != http.StatusBadRequest || !strings.Contains(a.text("message"), field+" is no UTF-8") {
+			t.Errorf("%q: %d %s", body, a.status, a.raw)
+		}
+	}
+	r := start(t, &fakeTracker{})
+	inner := []byte("\x0a\x03\x0a\x01\xff")
+	message, end := rawStream(t, r, "application/connect+proto", envelope(0, inner))
+	var answer prov4mlv1.LogStreamResponse
+	if err := proto.Unmarshal(message, &answer); err != nil || !strings.Contains(answer.GetFirstRefusal(), "log_system_metrics.context is no UTF-8") {
+		t.Errorf("%v, %s, %v", &answer, end, err)
+	}
+}
