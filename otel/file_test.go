@@ -60,6 +60,38 @@ func TestFileIsCutBackToItsCursor(t *testing.T) {
 	}
 }
 
+// An agent that is killed between its first write and its cursor's first move.
+func TestFirstBatchThatTheCursorDoesNotKnow(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, dir)
+	add(t, s, calls(1, 0, 5)...)
+	ctx := context.Background()
+	p := &Pipeline{config: Config{Store: s, Directory: dir, Log: slog.New(slog.DiscardHandler)}, flush: newFlush(), stop: func() {}}
+	p.config.setDefaults()
+	if err := p.prepare(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range p.workers {
+		batch, err := w.reader.Next(ctx, 100, 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.writeFile(ctx, batch); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	deliver(t, dir, calls(1, 5, 7)...)
+	if got := stepsIn(t, filepath.Join(dir, TracesFile)); !slices.Equal(got, wantSteps(0, 7)) {
+		t.Errorf("the file holds steps %v", got)
+	}
+}
+
 func appendText(t *testing.T, path, text string) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
