@@ -21,13 +21,14 @@ Strategy. The training must never wait long, never see an exception, and lose as
 from __future__ import annotations
 
 import _thread
-import os
 import sys
+from _thread import get_ident
 from collections import deque
+from os import getpid
 from time import monotonic_ns
 
 from . import _absence, _environment, _wire
-from ._connection import Asking, Telling, connect, socket_path
+from ._connection import Asking, Telling, connect, milliseconds, socket_path
 from ._notice import Notices
 from ._version import VERSION
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 # How long a call waits for its answer.
 _WAIT_NANOS = 1_000_000_000
+_WAIT_MILLISECONDS = 1_000
 # Pauses between attempts to connect. An attempt costs some 10 us, so the longest is short.
 _FIRST_PAUSE_NANOS = 50_000_000
 _LONGEST_PAUSE_NANOS = 1_000_000_000
@@ -60,14 +62,14 @@ class Call:
 
     __slots__ = ("fields", "function", "made", "seq")
 
-    def __init__(self, function: _wire.Function, fields: str, made: int) -> None:
+    def __init__(self, function: _wire.Function, fields: str, made: int, seq: int = 0) -> None:
         self.function = function
         # The beginning of the message's JSON object: '"context":"training","step":3,'.
         self.fields = fields
         # time.monotonic_ns when the script made the call.
         self.made = made
         # 0 = not sent yet.
-        self.seq = 0
+        self.seq = seq
 
 
 class Description:
@@ -102,7 +104,7 @@ class Client:
 
     def _begin(self) -> None:
         """The state of a process that has said nothing yet."""
-        self._pid = os.getpid()
+        self._pid = getpid()
         self._lock = _thread.allocate_lock()
         self._owner = 0
         self._lock_lost = False
@@ -156,27 +158,48 @@ class Client:
         Returns the code of the agent's refusal, if it has refused the call; it is told to the user already.
         """
         now = monotonic_ns()
-        call = Call(function, fields, made or now)
-        lock = self._enter()
-        if lock is None:
-            self._aside.append(call)
-            return ""
+        made = made or now
+        lock: _thread.LockType | None = self._lock
+        if getpid() != self._pid or not self._lock.acquire(False):
+            lock = self._enter()
+            if lock is None:
+                self._aside.append(Call(function, fields, made))
+                return ""
+        self._owner = get_ident()
         try:
             self._refusal = ""
-            if self._steady and not self._aside and len(fields) <= _FIELDS_BYTES:
-                if synchronous:
+            if not self._steady or self._aside or len(fields) > _FIELDS_BYTES:
+                self._log(Call(function, fields, made), synchronous, now)
+                return self._refusal
+            # The usual case, written out: a call between two steps of a training finds cold caches, and pays for every
+            # line that it touches.
+            self._seq = seq = self._seq + 1
+            if synchronous:
+                request = _wire.unary(function, f'{fields}"seq":{seq},"monotonicNanos":{made}')
+                if self._asking.ask(request, function, _WAIT_MILLISECONDS):  # type: ignore[union-attr]  # steady
+                    return ""
+                call = Call(function, fields, made, seq)
+                if not self._has_arrived(call, 0, now + _WAIT_NANOS):
                     self._ask(call, now + _WAIT_NANOS)
-                elif not self._tell(call, now + _WAIT_NANOS):
+                return self._refusal
+            telling = self._telling
+            if telling is None or not telling.tell(
+                _wire.streamed(function, f'{fields}"seq":{seq},"monotonicNanos":{made}')
+            ):
+                call = Call(function, fields, made, seq)
+                if not self._tell(call, now + _WAIT_NANOS):
                     self._keep(call)
-            else:
-                self._log(call, synchronous, now)
-            return self._refusal
+            return ""
         except BaseException:
             # Ctrl-C can come between any two steps: what the connections have said is then unknown.
             self._lose()
             raise
         finally:
-            self._leave(lock)
+            self._owner = 0
+            if lock is not None:
+                lock.release()
+            if self.notices.waiting:
+                self.notices.tell()
 
     def describe(self, description: Description) -> None:
         """Says something about the run, or keeps it until there is an agent. Waits at most a second."""
@@ -258,17 +281,17 @@ class Client:
 
     def _enter(self) -> _thread.LockType | None:
         """The lock, taken; None when this thread must not or cannot have it."""
-        if os.getpid() != self._pid:  # a fork that ran no hooks
+        if getpid() != self._pid:  # a fork that ran no hooks
             self.forked()
         lock = self._lock
         if not lock.acquire(False):
             # The owner may be this very thread, below us on the stack, when we are in a signal handler.
-            if self._lock_lost or self._owner == _thread.get_ident():
+            if self._lock_lost or self._owner == get_ident():
                 return None
             if not lock.acquire(timeout=_WAIT_NANOS / 1e9):
                 self._lock_lost = True
                 return None
-        self._owner = _thread.get_ident()
+        self._owner = get_ident()
         self._lock_lost = False
         return lock
 
@@ -305,6 +328,7 @@ class Client:
     def _log(self, call: Call, synchronous: bool, now: int) -> None:
         """The long way, for whenever something is not as usual."""
         self._steady = False
+        self._lock_lost = False
         if len(call.fields) > _FIELDS_BYTES:
             self._dropped += 1
             self.notices.add(
@@ -365,16 +389,29 @@ class Client:
                     self._keep(call)
                 return
             dropped = self._dropped
-            request = _wire.unary(call.function, f"{{{self._message(call)}}}")
-            if asking.ask(request, call.function, deadline) or self._settle(deadline):
-                # A stalled agent has the request as well.
+            request = _wire.unary(call.function, self._message(call))
+            if asking.ask(request, call.function, milliseconds(deadline)):
                 self._dropped -= dropped
                 return
-            if not asking.unread:
-                # The agent read the call and died. Sent again, it could be recorded twice.
-                self._dropped += 1
+            if self._has_arrived(call, dropped, deadline):
                 return
         self._keep(call)
+
+    def _has_arrived(self, call: Call, dropped: int, deadline: int) -> bool:
+        """Waits for the answer to a call that was sent. False: it has to be sent again.
+
+        dropped is what the call has reported.
+        """
+        asking = self._asking
+        if self._settle(deadline):
+            # A stalled agent has the call as well.
+            self._dropped -= dropped
+            return True
+        if asking is not None and asking.unread:
+            return False
+        # The agent read the call and died. Sent again, it could be recorded twice.
+        self._dropped += 1
+        return True
 
     def _tell(self, call: Call, deadline: int) -> bool:
         """Writes a call to the stream. False when it could not be written now."""
@@ -383,7 +420,7 @@ class Client:
             if telling is None:
                 return False
             dropped = self._dropped
-            if telling.tell(_wire.streamed(call.function, f'{{"synchronous":false,{self._message(call)}}}')):
+            if telling.tell(_wire.streamed(call.function, self._message(call))):
                 self._dropped -= dropped
                 return True
             if not telling.ended:
@@ -542,7 +579,8 @@ class Client:
             self._attempt_at = 0
             return
         code, sentence = answer.refusal()
-        self._refusal = code
+        if function is not _wire.DESCRIBE_RUN:
+            self._refusal = code
         if code == "unimplemented":
             self._unimplemented.add(function.name)
             self.notices.add(
@@ -582,10 +620,10 @@ class Client:
             described["attributes"] = self._due_attributes
         if self._is_end_due:
             described["end"] = True
-        body = _wire.document(described)
+        fields = _wire.document(described)[1:-1]
         if self._due_metrics:
-            body = f'{body[:-1]}{"," if described else ""}"metrics":[{",".join(self._due_metrics)}]}}'
-        self._asking.post(_wire.unary(_wire.DESCRIBE_RUN, body), _wire.DESCRIBE_RUN)
+            fields += f'{"," if fields else ""}"metrics":[{",".join(self._due_metrics)}]'
+        self._asking.post(_wire.unary(_wire.DESCRIBE_RUN, fields), _wire.DESCRIBE_RUN)
         self._is_identity_due = False
         self._due_attributes = {}
         self._sent_metrics += self._due_metrics

@@ -86,7 +86,7 @@ class _Connection:
         return data
 
 
-def _milliseconds(deadline: int) -> int:
+def milliseconds(deadline: int) -> int:
     """What is left until the deadline, for poll; rounded up so that a wait doesn't end early and spin."""
     left = deadline - monotonic_ns()
     return 0 if left <= 0 else -(-left // 1_000_000)
@@ -103,17 +103,20 @@ class Asking(_Connection):
         self.garbage = ""
         self._received = b""
         self._unsent = b""
+        # The head of the last answer that was a success, and the length of that answer.
+        self._head = b"\0"
+        self._length = 0
 
-    def ask(self, request: bytes, function: _wire.Function, deadline: int) -> bool:
+    def ask(self, request: bytes, function: _wire.Function, milliseconds: int) -> bool:
         """One send, one wait, one receive: true when that brought the whole answer and it is a success.
 
         Else the answer is owed and `settle` goes on. Nothing may be owed before.
         """
         sent = self._send(request)
         if sent == len(request):
-            if self._readable.poll(_milliseconds(deadline)):
+            if self._readable.poll(milliseconds):
                 data = self._receive()
-                if _is_success(data):
+                if self._is_success(data):
                     return True
                 self._received = data
         else:
@@ -138,18 +141,37 @@ class Asking(_Connection):
                     return answers
                 if self._unsent:
                     self._unsent = self._unsent[self._send(self._unsent) :]
-                    if self._unsent and not self.ended and not self._writable.poll(_milliseconds(deadline)):
+                    if self._unsent and not self.ended and not self._writable.poll(milliseconds(deadline)):
                         return answers
                     continue
                 data = self._receive()
                 if data:
                     self._received += data
-                elif not self.ended and not self._readable.poll(_milliseconds(deadline)):
+                elif not self.ended and not self._readable.poll(milliseconds(deadline)):
                     return answers
         except _wire.GarbageError as error:
             self.garbage = str(error)
             self.ended = True
             return answers
+
+    def _is_success(self, data: bytes) -> bool:
+        """Whether the bytes are exactly one answer of status 200 that leaves the connection open."""
+        if len(data) == self._length and data.startswith(self._head):
+            return True
+        if not data.startswith(b"HTTP/1.1 200"):
+            return False
+        body = data.find(b"\r\n\r\n") + 4
+        at = data.find(b"Content-Length: ", 0, body)
+        if at < 0 or data.find(b"onnection: close", 0, body) >= 0:
+            return False
+        try:
+            length = int(data[at + 16 : data.index(b"\r", at)])
+        except ValueError:
+            return False
+        if body + length != len(data):
+            return False
+        self._head, self._length = data[:body], len(data)
+        return True
 
     def has_hung_up(self) -> bool:
         """Whether the other side has closed the connection; something said unasked is taken for that too."""
@@ -171,21 +193,6 @@ class Asking(_Connection):
             if answer.last:
                 self.ended = True
                 return
-
-
-def _is_success(data: bytes) -> bool:
-    """Whether the bytes are exactly one answer of status 200 that leaves the connection open."""
-    if not data.startswith(b"HTTP/1.1 200"):
-        return False
-    head_end = data.find(b"\r\n\r\n")
-    at = data.find(b"Content-Length: ", 0, head_end)
-    if at < 0 or data.find(b"onnection: close", 0, head_end) >= 0:
-        return False
-    try:
-        length = int(data[at + 16 : data.index(b"\r", at)])
-    except ValueError:
-        return False
-    return head_end + 4 + length == len(data)
 
 
 class Telling(_Connection):
@@ -210,10 +217,11 @@ class Telling(_Connection):
             self.ended = True
             return False
         sent = self._send(message)
+        if sent == len(message):
+            return True
         if not sent:
             return False
-        if sent != len(message):
-            self._unsent = message[sent:]
+        self._unsent = message[sent:]
         return True
 
     def flush(self, deadline: int) -> bool:
@@ -221,13 +229,13 @@ class Telling(_Connection):
         while self._unsent:
             sent = self._send(self._unsent)
             self._unsent = self._unsent[sent:]
-            if not sent and (self.ended or not self._writable.poll(_milliseconds(deadline))):
+            if not sent and (self.ended or not self._writable.poll(milliseconds(deadline))):
                 return False
         return True
 
     def room(self, deadline: int) -> bool:
         """Waits until the kernel takes more."""
-        return bool(self._writable.poll(_milliseconds(deadline)))
+        return bool(self._writable.poll(milliseconds(deadline)))
 
     def finish(self, deadline: int) -> _wire.Answer | None:
         """Ends the request and waits for its answer, which comes when every call is recorded. None = none came."""
@@ -252,6 +260,6 @@ class Telling(_Connection):
                     return None
                 if answer is not None:
                     return answer
-            if over or (not data and not self._readable.poll(_milliseconds(deadline))):
+            if over or (not data and not self._readable.poll(milliseconds(deadline))):
                 self.ended = over
                 return None

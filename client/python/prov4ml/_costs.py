@@ -77,7 +77,8 @@ class Costs:
                 part = cost.result()
             except Exception as error:
                 part = _missing(error)
-            self._send(function, fields, part, False, made)
+            # This thread may wait for the answer.
+            self._send(function, fields, part, True, made)
 
         self._put(later)
 

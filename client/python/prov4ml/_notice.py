@@ -15,24 +15,21 @@ class Notices:
 
     def __init__(self) -> None:
         self._said: set[str] = set()
-        self._waiting: list[str] = []
+        # Texts to be said.
+        self.waiting: list[str] = []
 
     def add(self, kind: str, text: str) -> None:
         """Keeps a text for `tell`. Of one kind only the first is ever said."""
         if kind in self._said or len(self._said) >= self.LIMIT:
             return
         self._said.add(kind)
-        self._waiting.append(text)
-
-    @property
-    def waiting(self) -> bool:
-        return bool(self._waiting)
+        self.waiting.append(text)
 
     def tell(self) -> None:
         """Says what waits. To be called without locks held: a logging handler may block, or call us."""
-        while self._waiting:
+        while self.waiting:
             try:
-                text = self._waiting.pop(0)
+                text = self.waiting.pop(0)
             except IndexError:  # another thread was faster
                 return
             try:

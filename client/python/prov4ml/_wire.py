@@ -31,7 +31,7 @@ class Function:
             f"POST {SERVICE}{name} HTTP/1.1\r\nHost: agent\r\nContent-Type: application/json\r\nContent-Length: "
         )
         # The opening of the same call as a message of the stream.
-        self.message = f'{{"{key}":'
+        self.message = f'{{"{key}":{{"synchronous":false,'
 
 
 SYSTEM_METRICS = Function("LogSystemMetrics", "logSystemMetrics")
@@ -47,16 +47,19 @@ STREAM_HEAD = (
 STREAM_END = b"0\r\n\r\n"
 
 
-def unary(function: Function, body: str) -> bytes:
-    """A whole request. The body must be ASCII, as everything from `quote` is."""
-    return f"{function.request}{len(body)}\r\n\r\n{body}".encode("ascii")
+def unary(function: Function, fields: str) -> bytes:
+    """A whole request of a message's fields, which must be ASCII, as everything from `quote` is."""
+    return f"{function.request}{len(fields) + 2}\r\n\r\n{{{fields}}}".encode("ascii")
 
 
-def streamed(function: Function, body: str) -> bytes:
+def streamed(function: Function, fields: str) -> bytes:
     """The same call as one chunk of the stream."""
-    message = f"{function.message}{body}}}".encode("ascii")
+    message = f"{function.message}{fields}}}}}"
     size = len(message)
-    return b"%x\r\n\x00%b%b\r\n" % (size + 5, size.to_bytes(4, "big"), message)
+    if size > 0xFFFF:
+        return b"%x\r\n\0%b%b\r\n" % (size + 5, size.to_bytes(4, "big"), message.encode("ascii"))
+    # The length's bytes as characters: one step from text to bytes is what a call can afford.
+    return f"{size + 5:x}\r\n\0\0\0{chr(size >> 8)}{chr(size & 255)}{message}\r\n".encode("latin-1")
 
 
 def quote(text: str) -> str:

@@ -200,7 +200,8 @@ def test_fork_while_another_thread_waits_for_the_agent(path: str, agents: list[A
         print(status)
         """
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+    assert (done.returncode, done.stdout) == (0, "0\n")
+    assert "prov4ml" not in done.stderr  # newer Pythons have a word of their own on fork and threads
     assert steps(agents[0].wait_logs(3)) == [1, 2, 3]
 
 
@@ -270,7 +271,6 @@ def test_a_forked_worker_sends_at_its_end_what_it_could_not_before(path: str, ag
 
 def test_data_loader_workers(agent: Agent) -> None:
     """Reading samples in forked workers: the parent's connections are not disturbed, a worker that logs is itself."""
-    pytest.importorskip("torch", reason="torch is not installed")
     done = script(
         """
         import torch

@@ -11,17 +11,19 @@ from prov4ml import _wire
 
 
 def test_a_request_is_these_bytes() -> None:
-    assert _wire.unary(_wire.SYSTEM_METRICS, '{"step":3}') == (
+    assert _wire.unary(_wire.SYSTEM_METRICS, '"step":3') == (
         b"POST /prov4ml.v1.AgentService/LogSystemMetrics HTTP/1.1\r\n"
         b"Host: agent\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n"
         b'{"step":3}'
     )
 
 
-def test_a_streamed_call_is_one_chunk_with_one_envelope() -> None:
-    message = b'{"logFlopsPerBatch":{"step":3}}'
-    assert _wire.streamed(_wire.FLOPS_PER_BATCH, '{"step":3}') == (
-        b"24\r\n" + b"\x00" + len(message).to_bytes(4, "big") + message + b"\r\n"
+@pytest.mark.parametrize("size", [1, 200, 65_000, 65_600, 1_000_000])
+def test_a_streamed_call_is_one_chunk_with_one_envelope(size: int) -> None:
+    fields = f'"label":"{"x" * size}"'
+    message = b'{"logFlopsPerBatch":{"synchronous":false,' + fields.encode() + b"}}"
+    assert _wire.streamed(_wire.FLOPS_PER_BATCH, fields) == (
+        f"{len(message) + 5:x}".encode() + b"\r\n\x00" + len(message).to_bytes(4, "big") + message + b"\r\n"
     )
 
 
