@@ -24,8 +24,22 @@ import (
 // What testdata/python/job.py writes.
 const mainBytes, workerBytes = 1_000_000, 10_000_000
 
-// TestProcessTrees runs real jobs in each of the ways in which Python makes processes, measured by /proc.
+// TestProcessTrees runs real jobs in each of the ways in which Python makes processes, measured by /proc and by what this node has
+// (eBPF, given the right).
 func TestProcessTrees(t *testing.T) {
+	for name, config := range map[string]process.Config{"procfs": {NoEBPF: "the test asks for procfs"}, "node": {}} {
+		t.Run(name, func(t *testing.T) {
+			probe, err := process.Open(config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer probe.Close()
+			testProcessTrees(t, probe)
+		})
+	}
+}
+
+func testProcessTrees(t *testing.T, probe process.Probe) {
 	python := os.Getenv("PYTHON")
 	if python == "" {
 		python = "python3"
@@ -57,8 +71,6 @@ func TestProcessTrees(t *testing.T) {
 				t.Skip("the Python in PYTHON has no torch")
 			}
 			store := newFakeStore()
-			probe := process.NewProcfs(process.ProcfsConfig{})
-			defer probe.Close()
 			tracker := New(Config{Settle: 200 * time.Millisecond}, probe, host.New(host.Config{}), store, store)
 			name, listener := listen(t)
 			served := serveLines(t, tracker, listener)

@@ -20,6 +20,7 @@ func (s *subject) marshal() []byte {
 			Bytes: s.totalPeak.bytes, Exact: s.totalPeak.exact(), UpperBytes: s.totalPeak.upper, UpperKnown: !s.totalPeak.unbounded,
 		},
 		Windows: make(map[int32]*state.Window, functions),
+		Costs:   s.packedCosts(),
 	}
 	for i := range s.windows {
 		out.Windows[int32(i)] = &state.Window{NextSeq: s.windows[i].nextSeq, EndUnixNanos: s.windows[i].start}
@@ -64,6 +65,7 @@ func (s *subject) restore(bytes []byte) bool {
 		w.nextSeq, w.start, w.first, w.gap = kept.GetNextSeq(), kept.GetEndUnixNanos(), false, true
 		w.peak.unbounded = true
 	}
+	s.unpackCosts(in.GetCosts())
 	s.contexts.floor = in.GetSegmentFloor()
 	for _, kept := range in.GetContexts() {
 		c := s.contexts.add(contextName{kept.GetName(), kept.GetHasName()})

@@ -44,6 +44,7 @@ type subject struct {
 	identity  *record.Process // nil until the first record
 	contexts  contexts
 	steps     steps
+	costs     map[costKey]*spent
 	total     sums
 	totalPeak peak
 
@@ -169,6 +170,9 @@ func (t *Tracker) log(s *subject, call *Call) (*record.LogCall, func(context.Con
 	t.fill(s, w, rec, &delta)
 	rec.Readings = append(rec.Readings, call.Readings...)
 	rec.Unavailable = append(rec.Unavailable, call.Unavailable...)
+	if call.Cost != nil {
+		t.addCost(s, rec, call.Cost)
+	}
 	s.countDrops(rec, call.DroppedCalls)
 	t.counters.clientDrops.Add(call.DroppedCalls)
 	rec.LoggedMetrics, s.metrics = s.metrics, nil

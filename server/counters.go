@@ -3,11 +3,15 @@ package server
 import (
 	"sync"
 	"sync/atomic"
+
+	"github.com/prov4ml/agent/record"
 )
 
 // Names of the counters that GetStatus publishes. They count since the agent started.
 const (
 	countSystemMetrics = "calls.log_system_metrics"
+	countBatchFlops    = "calls.log_flops_per_batch"
+	countEpochFlops    = "calls.log_flops_per_epoch"
 	countStreamed      = "calls.streamed"
 	countDescribed     = "calls.describe_run"
 	countConnections   = "connections.accepted"
@@ -18,28 +22,39 @@ const (
 	countDropped       = "client.dropped_calls"
 	countBadParents    = "ignored.traceparent"
 
-	refusedMessageBytes  = "refused.message_bytes"
-	refusedLarge         = "refused.large_messages"
-	refusedObjects       = "refused.objects"
-	refusedTextBytes     = "refused.text_bytes"
-	refusedCount         = "refused.entries"
-	refusedOperators     = "refused.operators"
-	refusedDims          = "refused.dimensions"
-	refusedValue         = "refused.value"
-	refusedDecode        = "refused.decode"
-	refusedFraming       = "refused.framing"
-	refusedHTTP          = "refused.http"
-	refusedRequest       = "refused.request"
-	refusedRate          = "refused.calls_per_second"
-	refusedConnections   = "refused.connections"
-	refusedCaller        = "refused.caller"
-	refusedParent        = "refused.parent"
-	refusedUnimplemented = "refused.unimplemented"
-	refusedMeasure       = "refused.measure"
-	refusedCommit        = "refused.commit"
-	closedIdle           = "connections.closed_idle"
-	openConnections      = "connections.open"
+	refusedMessageBytes = "refused.message_bytes"
+	refusedLarge        = "refused.large_messages"
+	refusedObjects      = "refused.objects"
+	refusedTextBytes    = "refused.text_bytes"
+	refusedCount        = "refused.entries"
+	refusedOperators    = "refused.operators"
+	refusedDims         = "refused.dimensions"
+	refusedValue        = "refused.value"
+	refusedDecode       = "refused.decode"
+	refusedFraming      = "refused.framing"
+	refusedHTTP         = "refused.http"
+	refusedRequest      = "refused.request"
+	refusedRate         = "refused.calls_per_second"
+	refusedConnections  = "refused.connections"
+	refusedCaller       = "refused.caller"
+	refusedParent       = "refused.parent"
+	refusedMeasure      = "refused.measure"
+	refusedCommit       = "refused.commit"
+	closedIdle          = "connections.closed_idle"
+	openConnections     = "connections.open"
 )
+
+// callCounter names the counter of a function's unary calls.
+func callCounter(f record.Function) string {
+	switch f {
+	case record.Function_LOG_FLOPS_PER_BATCH:
+		return countBatchFlops
+	case record.Function_LOG_FLOPS_PER_EPOCH:
+		return countEpochFlops
+	default:
+		return countSystemMetrics
+	}
+}
 
 // counters maps a name to its count. Names are few and fixed, so a new one is rare.
 type counters struct {

@@ -214,14 +214,13 @@ func TestLimits(t *testing.T) {
 				}
 				return binary
 			}
-			want := http.StatusOK
-			if strings.HasPrefix(tt.method, "LogFlops") {
-				want = http.StatusNotImplemented
-			}
-			if a := send(tt.at); a.status != want {
+			// A FLOPs call within this limit may lack what another rule asks for: operands, a known signature.
+			mayLack := strings.HasPrefix(tt.method, "LogFlops")
+			a := send(tt.at)
+			if a.status != http.StatusOK && !mayLack || strings.Contains(a.text("message"), "the limit is") {
 				t.Errorf("at the limit: %d %s", a.status, a.raw)
 			}
-			if n := r.counter(tt.counter); n != 0 {
+			if n := r.counter(tt.counter); n != 0 && !mayLack {
 				t.Errorf("at the limit %s = %d", tt.counter, n)
 			}
 			before := len(r.tracker.taken()) + len(r.tracker.descs)

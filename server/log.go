@@ -46,15 +46,23 @@ func flopsPerEpochHead(m *prov4mlv1.LogFlopsPerEpochRequest) callHead {
 // waitFunc returns the number of the record once it is committed.
 type waitFunc = func(context.Context) (int64, error)
 
-// take measures one log call and enqueues its record; it does not wait for the commit. Its errors are *refusal, not counted
-// yet.
-func (s *Server) take(c *conn, h callHead, call runs.Call, streamed bool) (*record.LogCall, waitFunc, error) {
+// take measures one log call and enqueues its record; it does not wait for the commit. make gives what the function's own fields
+// say, before anything is measured. Its errors are *refusal, not counted yet.
+func (s *Server) take(c *conn, h callHead, streamed bool, make func(runs.Caller) (runs.Call, error)) (*record.LogCall, waitFunc, error) {
 	if err := known(c); err != nil {
 		return nil, nil, err
 	}
 	// Refused or not, nobody waits for this call any more once it is through.
 	defer c.seq.measured(h.seq)
 	if err := firstError(s.withinRate(c), checkHead(h)); err != nil {
+		return nil, nil, err
+	}
+	caller, err := subject(c, h.subject)
+	if err != nil {
+		return nil, nil, err
+	}
+	call, err := make(caller)
+	if err != nil {
 		return nil, nil, err
 	}
 	call.Context = normalContext(h.context)
@@ -66,11 +74,6 @@ func (s *Server) take(c *conn, h callHead, call runs.Call, streamed bool) (*reco
 	if h.dropped > 0 {
 		s.counters.add(countDropped, h.dropped)
 		call.DroppedCalls = h.dropped
-	}
-
-	caller, err := subject(c, h.subject)
-	if err != nil {
-		return nil, nil, err
 	}
 	if !streamed {
 		waited, complete := c.seq.await(h.seq, maxSeqWait)
@@ -142,8 +145,19 @@ func (s *Server) commit(ctx context.Context, wait waitFunc) (int64, error) {
 	}
 }
 
+func (s *Server) takeSystemMetrics(c *conn, m *prov4mlv1.LogSystemMetricsRequest, streamed bool) (*record.LogCall, waitFunc, error) {
+	return s.take(c, systemMetricsHead(m), streamed, func(runs.Caller) (runs.Call, error) {
+		return runs.Call{Function: record.Function_LOG_SYSTEM_METRICS}, nil
+	})
+}
+
 func (s *Server) logSystemMetrics(ctx context.Context, c *conn, m *prov4mlv1.LogSystemMetricsRequest) (*prov4mlv1.LogResponse, error) {
-	rec, wait, err := s.take(c, systemMetricsHead(m), runs.Call{Function: record.Function_LOG_SYSTEM_METRICS}, false)
+	rec, wait, err := s.takeSystemMetrics(c, m, false)
+	return s.acknowledge(ctx, rec, wait, err)
+}
+
+// acknowledge waits for the commit of a call that was taken, and says where it went.
+func (s *Server) acknowledge(ctx context.Context, rec *record.LogCall, wait waitFunc, err error) (*prov4mlv1.LogResponse, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -151,35 +165,12 @@ func (s *Server) logSystemMetrics(ctx context.Context, c *conn, m *prov4mlv1.Log
 	if err != nil {
 		return nil, err
 	}
-	s.counters.add(countSystemMetrics, 1)
+	s.counters.add(callCounter(rec.GetFunction()), 1)
 	answer := &prov4mlv1.LogResponse{Record: number}
 	if s.cfg.SpanIDs != nil {
 		answer.TraceId, answer.SpanId = s.cfg.SpanIDs(rec)
 	}
 	return answer, nil
-}
-
-func (s *Server) logFlopsPerBatch(_ context.Context, c *conn, m *prov4mlv1.LogFlopsPerBatchRequest) (*prov4mlv1.LogResponse, error) {
-	return nil, s.flops(c, flopsPerBatchHead(m), "LogFlopsPerBatch", checkBatch(m))
-}
-
-func (s *Server) logFlopsPerEpoch(_ context.Context, c *conn, m *prov4mlv1.LogFlopsPerEpochRequest) (*prov4mlv1.LogResponse, error) {
-	return nil, s.flops(c, flopsPerEpochHead(m), "LogFlopsPerEpoch", checkEpoch(m))
-}
-
-// flops checks a FLOPs call as far as the socket's limits go, and says that it counts for nothing.
-func (s *Server) flops(c *conn, h callHead, method string, invalid error) error {
-	if err := known(c); err != nil {
-		return err
-	}
-	defer c.seq.measured(h.seq)
-	if err := firstError(s.withinRate(c), checkHead(h)); err != nil {
-		return err
-	}
-	if invalid != nil {
-		return invalid
-	}
-	return refusef(refusedUnimplemented, connect.CodeUnimplemented, "this agent does not count FLOPs yet: %s recorded nothing. LogSystemMetrics works", method)
 }
 
 func (s *Server) describe(ctx context.Context, c *conn, m *prov4mlv1.DescribeRunRequest) (_ *prov4mlv1.DescribeRunResponse, err error) {

@@ -25,6 +25,7 @@ import (
 	"connectrpc.com/grpchealth"
 
 	"github.com/prov4ml/agent/api/prov4ml/v1/prov4mlv1connect"
+	"github.com/prov4ml/agent/flops"
 	"github.com/prov4ml/agent/probes"
 	"github.com/prov4ml/agent/record"
 	"github.com/prov4ml/agent/runs"
@@ -55,6 +56,10 @@ type Config struct {
 	Identify func(*net.UnixConn) (runs.Caller, error)
 	// SpanIDs returns the hex ids of the span that a record becomes; nil = the answers carry none.
 	SpanIDs func(*record.LogCall) (traceID, spanID string)
+	// PeakOverride is what the user says that the devices can do at most; nil = the table of package flops alone.
+	PeakOverride *flops.Override
+	// Devices names the GPUs that the caller's tree uses; nil = nothing measures GPUs.
+	Devices func(runs.Caller) []string
 	// Store and Counters fill GetStatus beside the tracker; each may be nil.
 	Store    func() StoreStatus
 	Counters []func() map[string]uint64
@@ -76,6 +81,7 @@ type Server struct {
 	// buffers holds *bytes.Buffer for request bodies.
 	buffers  sync.Pool
 	handlers handlers
+	costs    costs
 	// largeReads and largeDecodes hold one element for each large message in memory.
 	largeReads, largeDecodes chan struct{}
 
@@ -111,6 +117,7 @@ func New(cfg Config, tracker Tracker) (*Server, error) {
 	s := &Server{
 		cfg:       cfg,
 		tracker:   tracker,
+		costs:     costs{flops.NewMemo(flops.DefaultMemoBytes)},
 		started:   time.Now(),
 		conns:     connections{max: cfg.Connections, open: map[*conn]struct{}{}},
 		sequences: sequences{byProcess: map[probes.Process]*sequence{}},

@@ -11,8 +11,6 @@ import (
 	"connectrpc.com/connect"
 
 	prov4mlv1 "github.com/prov4ml/agent/api/prov4ml/v1"
-	"github.com/prov4ml/agent/record"
-	"github.com/prov4ml/agent/runs"
 )
 
 const (
@@ -121,12 +119,14 @@ func streamEnd(s *Server, err error) error {
 func (s *Server) takeStreamed(c *conn, msg *prov4mlv1.LogStreamRequest) (waitFunc, error) {
 	switch call := msg.GetCall().(type) {
 	case *prov4mlv1.LogStreamRequest_LogSystemMetrics:
-		_, wait, err := s.take(c, systemMetricsHead(call.LogSystemMetrics), runs.Call{Function: record.Function_LOG_SYSTEM_METRICS}, true)
+		_, wait, err := s.takeSystemMetrics(c, call.LogSystemMetrics, true)
 		return wait, err
 	case *prov4mlv1.LogStreamRequest_LogFlopsPerBatch:
-		return nil, s.flops(c, flopsPerBatchHead(call.LogFlopsPerBatch), "LogFlopsPerBatch", checkBatch(call.LogFlopsPerBatch))
+		_, wait, err := s.takeBatch(c, call.LogFlopsPerBatch, true)
+		return wait, err
 	case *prov4mlv1.LogStreamRequest_LogFlopsPerEpoch:
-		return nil, s.flops(c, flopsPerEpochHead(call.LogFlopsPerEpoch), "LogFlopsPerEpoch", checkEpoch(call.LogFlopsPerEpoch))
+		_, wait, err := s.takeEpoch(c, call.LogFlopsPerEpoch, true)
+		return wait, err
 	default:
 		return nil, refusef(refusedValue, connect.CodeInvalidArgument, "the streamed message holds no call: set log_system_metrics, log_flops_per_batch or log_flops_per_epoch")
 	}

@@ -218,7 +218,7 @@ func TestStreamGoesOnAfterABadMessage(t *testing.T) {
 		"context":        {envelope(0, []byte(`{"logSystemMetrics":{"context":"`+strings.Repeat("a", 1025)+`"}}`)), "context has 1025 bytes", refusedTextBytes},
 		"no call":        {envelope(0, []byte(`{}`)), "holds no call", refusedValue},
 		"no gzip":        {envelope(1, []byte(`{}`)), "no gzip", refusedDecode},
-		"FLOPs":          {flops, "does not count FLOPs yet", refusedUnimplemented},
+		"FLOPs":          {flops, "is not known of this process", refusedSignature},
 		"subject":        {envelope(0, []byte(`{"logSystemMetrics":{"subject":9}}`)), "subject is 9", refusedValue},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/prov4ml/agent/flops"
 	"github.com/prov4ml/agent/otel"
 	"github.com/prov4ml/agent/probes/host"
 	"github.com/prov4ml/agent/probes/process"
@@ -22,6 +23,8 @@ type agentConfig struct {
 	store    store.Config
 	pipeline otel.Config
 	runs     runs.Config
+	// peak is what the user says that the devices can do at most; nil = nothing.
+	peak *flops.Override
 	// saw is called with every record, for the live line; nil = nobody looks.
 	saw func(*record.LogCall)
 	log *slog.Logger
@@ -63,13 +66,14 @@ func startAgent(ctx context.Context, config agentConfig) (_ *agent, err error) {
 	hostProbe := host.New(host.Config{})
 	a.tracker = runs.New(config.runs, a.probe, hostProbe, sink{a.store, config.saw}, a.store)
 	a.server, err = server.New(server.Config{
-		Socket:   config.socket,
-		Version:  version,
-		Identify: runs.Identify,
-		SpanIDs:  otel.SpanOf,
-		Store:    a.storeStatus,
-		Counters: []func() map[string]uint64{a.storeCounters, a.deliveryCounters},
-		Logger:   config.log,
+		PeakOverride: config.peak,
+		Socket:       config.socket,
+		Version:      version,
+		Identify:     runs.Identify,
+		SpanIDs:      otel.SpanOf,
+		Store:        a.storeStatus,
+		Counters:     []func() map[string]uint64{a.storeCounters, a.deliveryCounters},
+		Logger:       config.log,
 	}, a.tracker)
 	if err != nil {
 		return nil, err

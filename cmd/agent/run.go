@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	client "github.com/prov4ml/agent/client/python"
+	"github.com/prov4ml/agent/flops"
 	"github.com/prov4ml/agent/otel"
 	"github.com/prov4ml/agent/probes"
 	"github.com/prov4ml/agent/probes/process"
@@ -30,6 +31,7 @@ type runCommand struct {
 	User        string        `help:"Run CMD as this user; under sudo the default is who called it." placeholder:"NAME" env:"PROV4ML_USER"`
 	Settle      time.Duration `help:"How long to wait after CMD for its late writeback and orphans; ends when nothing is pending." default:"1s" env:"PROV4ML_SETTLE"`
 	MetricsStep string        `help:"How a metric point shows its step: attribute or exemplar." enum:"attribute,exemplar" default:"attribute" env:"PROV4ML_METRICS_STEP"`
+	PeakFlops   string        `help:"Dense peak FLOP/s of the devices by dtype, for MFU, where the built-in table does not know them: bf16=989e12,tf32=494.7e12." placeholder:"DTYPE=FLOPS,..." env:"PROV4ML_PEAK_FLOPS"`
 	Plain       bool          `help:"No live line on the terminal." env:"PROV4ML_PLAIN"`
 	Command     []string      `arg:"" passthrough:"" name:"cmd" help:"The command and its arguments, after --."`
 }
@@ -182,6 +184,10 @@ func (j *jobRun) config(live *live) (agentConfig, error) {
 	if err != nil {
 		return agentConfig{}, err
 	}
+	peak, err := flops.ParseOverride(j.PeakFlops)
+	if err != nil {
+		return agentConfig{}, fmt.Errorf("--peak-flops: %w", err)
+	}
 	log := slog.New(slog.NewTextHandler(j.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	return agentConfig{
 		socket: server.SocketConfig{Path: filepath.Join(j.private, socketFile), Mode: 0o666}, // the directory is private
@@ -193,6 +199,7 @@ func (j *jobRun) config(live *live) (agentConfig, error) {
 			Log:         log,
 		},
 		runs: runs.Config{Resource: resource, Settle: j.Settle},
+		peak: peak,
 		saw:  live.saw,
 		log:  log,
 	}, nil

@@ -14,6 +14,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 
+	"github.com/prov4ml/agent/flops"
 	"github.com/prov4ml/agent/otel"
 	"github.com/prov4ml/agent/runs"
 	"github.com/prov4ml/agent/server"
@@ -21,14 +22,15 @@ import (
 )
 
 type serveCommand struct {
-	Socket      string        `help:"Unix socket of the log calls." default:"/run/prov4ml/agent.sock" placeholder:"PATH" env:"PROV4ML_SOCKET,PROV4ML_AGENT_SOCKET"`
+	Socket      string        `help:"Unix socket of the log calls." default:"/run/prov4ml/agent.sock" env:"PROV4ML_SOCKET,PROV4ML_AGENT_SOCKET"`
 	SocketMode  string        `help:"Mode of the socket, octal; 0666 lets every user log." default:"0660" env:"PROV4ML_SOCKET_MODE"`
 	SocketGroup string        `help:"Group of the socket (default: prov4ml if it exists, else root's)." placeholder:"NAME" env:"PROV4ML_SOCKET_GROUP"`
-	State       string        `help:"Directory of the record store." default:"/var/lib/prov4ml" placeholder:"DIR" env:"PROV4ML_STATE"`
+	State       string        `help:"Directory of the record store." default:"/var/lib/prov4ml" env:"PROV4ML_STATE"`
 	Out         string        `help:"Write traces.jsonl and metrics.jsonl (OTLP JSON lines) here too." placeholder:"DIR" env:"PROV4ML_OUT"`
 	MetricsStep string        `help:"How a metric point shows its step: attribute, or exemplar for stores that index series (Prometheus)." enum:"attribute,exemplar" default:"attribute" env:"PROV4ML_METRICS_STEP"`
 	NoPin       bool          `help:"Do not pin the counting in /sys/fs/bpf: it then stops while the agent restarts." env:"PROV4ML_NO_PIN"`
 	Settle      time.Duration `help:"How long after a process's end its late writeback and orphans still count." default:"60s" env:"PROV4ML_SETTLE"`
+	PeakFlops   string        `help:"Dense peak FLOP/s of the devices by dtype, for MFU, where the built-in table does not know them: bf16=989e12,tf32=494.7e12." placeholder:"DTYPE=FLOPS,..." env:"PROV4ML_PEAK_FLOPS"`
 	MaxBytes    int64         `help:"Bytes of records kept; beyond it the oldest go, the delivered first." default:"1073741824" env:"PROV4ML_MAX_BYTES"`
 	MaxAge      time.Duration `help:"Age of records kept; 0 = any." default:"168h" env:"PROV4ML_MAX_AGE"`
 	Takeover    time.Duration `help:"How long to wait for another serve to end." default:"60s" env:"PROV4ML_TAKEOVER"`
@@ -43,6 +45,10 @@ func (c serveCommand) Run(s streams) error {
 	receiver, err := otel.ReadEnvironment(os.Getenv)
 	if err != nil {
 		return err
+	}
+	peak, err := flops.ParseOverride(c.PeakFlops)
+	if err != nil {
+		return fmt.Errorf("--peak-flops: %w", err)
 	}
 	log := slog.New(slog.NewTextHandler(s.err, nil))
 	for _, note := range receiver.Notes {
@@ -72,6 +78,7 @@ func (c serveCommand) Run(s streams) error {
 			MetricsStep: otel.StepMode(c.MetricsStep), OTLP: receiver, Directory: c.Out, Log: log,
 		},
 		runs: runs.Config{Settle: c.Settle, Resource: nodeResource()},
+		peak: peak,
 		log:  log,
 	})
 	if err != nil {

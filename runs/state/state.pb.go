@@ -47,8 +47,10 @@ type State struct {
 	// Calls taken since the last RUN_END.
 	Unfinished bool `protobuf:"varint,11,opt,name=unfinished,proto3" json:"unfinished,omitempty"`
 	// The process's first record is written: its root marker stands.
-	Opened        bool   `protobuf:"varint,12,opt,name=opened,proto3" json:"opened,omitempty"`
-	Traceparent   string `protobuf:"bytes,13,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	Opened      bool   `protobuf:"varint,12,opt,name=opened,proto3" json:"opened,omitempty"`
+	Traceparent string `protobuf:"bytes,13,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	// What the FLOPs calls cost so far, in no order.
+	Costs         []*Cost `protobuf:"bytes,14,rep,name=costs,proto3" json:"costs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -174,6 +176,100 @@ func (x *State) GetTraceparent() string {
 	return ""
 }
 
+func (x *State) GetCosts() []*Cost {
+	if x != nil {
+		return x.Costs
+	}
+	return nil
+}
+
+// The FLOPs calls of one function, label and context.
+type Cost struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// record.Function.
+	Function   int32   `protobuf:"varint,1,opt,name=function,proto3" json:"function,omitempty"`
+	Label      string  `protobuf:"bytes,2,opt,name=label,proto3" json:"label,omitempty"`
+	Context    string  `protobuf:"bytes,3,opt,name=context,proto3" json:"context,omitempty"`
+	HasContext bool    `protobuf:"varint,4,opt,name=has_context,json=hasContext,proto3" json:"has_context,omitempty"`
+	Flops      float64 `protobuf:"fixed64,5,opt,name=flops,proto3" json:"flops,omitempty"`
+	// Of the latest call.
+	LastUnixNanos int64 `protobuf:"varint,6,opt,name=last_unix_nanos,json=lastUnixNanos,proto3" json:"last_unix_nanos,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Cost) Reset() {
+	*x = Cost{}
+	mi := &file_state_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cost) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cost) ProtoMessage() {}
+
+func (x *Cost) ProtoReflect() protoreflect.Message {
+	mi := &file_state_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cost.ProtoReflect.Descriptor instead.
+func (*Cost) Descriptor() ([]byte, []int) {
+	return file_state_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Cost) GetFunction() int32 {
+	if x != nil {
+		return x.Function
+	}
+	return 0
+}
+
+func (x *Cost) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *Cost) GetContext() string {
+	if x != nil {
+		return x.Context
+	}
+	return ""
+}
+
+func (x *Cost) GetHasContext() bool {
+	if x != nil {
+		return x.HasContext
+	}
+	return false
+}
+
+func (x *Cost) GetFlops() float64 {
+	if x != nil {
+		return x.Flops
+	}
+	return 0
+}
+
+func (x *Cost) GetLastUnixNanos() int64 {
+	if x != nil {
+		return x.LastUnixNanos
+	}
+	return 0
+}
+
 type Window struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Records so far.
@@ -186,7 +282,7 @@ type Window struct {
 
 func (x *Window) Reset() {
 	*x = Window{}
-	mi := &file_state_proto_msgTypes[1]
+	mi := &file_state_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -198,7 +294,7 @@ func (x *Window) String() string {
 func (*Window) ProtoMessage() {}
 
 func (x *Window) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[1]
+	mi := &file_state_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -211,7 +307,7 @@ func (x *Window) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Window.ProtoReflect.Descriptor instead.
 func (*Window) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{1}
+	return file_state_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Window) GetNextSeq() uint64 {
@@ -245,7 +341,7 @@ type Context struct {
 
 func (x *Context) Reset() {
 	*x = Context{}
-	mi := &file_state_proto_msgTypes[2]
+	mi := &file_state_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -257,7 +353,7 @@ func (x *Context) String() string {
 func (*Context) ProtoMessage() {}
 
 func (x *Context) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[2]
+	mi := &file_state_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -270,7 +366,7 @@ func (x *Context) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Context.ProtoReflect.Descriptor instead.
 func (*Context) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{2}
+	return file_state_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Context) GetName() string {
@@ -335,7 +431,7 @@ type Sums struct {
 
 func (x *Sums) Reset() {
 	*x = Sums{}
-	mi := &file_state_proto_msgTypes[3]
+	mi := &file_state_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -347,7 +443,7 @@ func (x *Sums) String() string {
 func (*Sums) ProtoMessage() {}
 
 func (x *Sums) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[3]
+	mi := &file_state_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -360,7 +456,7 @@ func (x *Sums) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sums.ProtoReflect.Descriptor instead.
 func (*Sums) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{3}
+	return file_state_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Sums) GetStartUnixNanos() int64 {
@@ -396,7 +492,7 @@ type Peak struct {
 
 func (x *Peak) Reset() {
 	*x = Peak{}
-	mi := &file_state_proto_msgTypes[4]
+	mi := &file_state_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -408,7 +504,7 @@ func (x *Peak) String() string {
 func (*Peak) ProtoMessage() {}
 
 func (x *Peak) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[4]
+	mi := &file_state_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -421,7 +517,7 @@ func (x *Peak) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peak.ProtoReflect.Descriptor instead.
 func (*Peak) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{4}
+	return file_state_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Peak) GetBytes() uint64 {
@@ -456,7 +552,7 @@ var File_state_proto protoreflect.FileDescriptor
 
 const file_state_proto_rawDesc = "" +
 	"\n" +
-	"\vstate.proto\x12\x12prov4ml.runs.state\x1a\frecord.proto\"\xc6\x05\n" +
+	"\vstate.proto\x12\x12prov4ml.runs.state\x1a\frecord.proto\"\xf6\x05\n" +
 	"\x05State\x12\x16\n" +
 	"\x06schema\x18\x01 \x01(\rR\x06schema\x121\n" +
 	"\aprocess\x18\x02 \x01(\v2\x17.prov4ml.record.ProcessR\aprocess\x12@\n" +
@@ -475,13 +571,22 @@ const file_state_proto_rawDesc = "" +
 	"unfinished\x18\v \x01(\bR\n" +
 	"unfinished\x12\x16\n" +
 	"\x06opened\x18\f \x01(\bR\x06opened\x12 \n" +
-	"\vtraceparent\x18\r \x01(\tR\vtraceparent\x1aV\n" +
+	"\vtraceparent\x18\r \x01(\tR\vtraceparent\x12.\n" +
+	"\x05costs\x18\x0e \x03(\v2\x18.prov4ml.runs.state.CostR\x05costs\x1aV\n" +
 	"\fWindowsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x05R\x03key\x120\n" +
 	"\x05value\x18\x02 \x01(\v2\x1a.prov4ml.runs.state.WindowR\x05value:\x028\x01\x1a=\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"I\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb1\x01\n" +
+	"\x04Cost\x12\x1a\n" +
+	"\bfunction\x18\x01 \x01(\x05R\bfunction\x12\x14\n" +
+	"\x05label\x18\x02 \x01(\tR\x05label\x12\x18\n" +
+	"\acontext\x18\x03 \x01(\tR\acontext\x12\x1f\n" +
+	"\vhas_context\x18\x04 \x01(\bR\n" +
+	"hasContext\x12\x14\n" +
+	"\x05flops\x18\x05 \x01(\x01R\x05flops\x12&\n" +
+	"\x0flast_unix_nanos\x18\x06 \x01(\x03R\rlastUnixNanos\"I\n" +
 	"\x06Window\x12\x19\n" +
 	"\bnext_seq\x18\x01 \x01(\x04R\anextSeq\x12$\n" +
 	"\x0eend_unix_nanos\x18\x02 \x01(\x03R\fendUnixNanos\"\x9d\x02\n" +
@@ -519,34 +624,36 @@ func file_state_proto_rawDescGZIP() []byte {
 	return file_state_proto_rawDescData
 }
 
-var file_state_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_state_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_state_proto_goTypes = []any{
 	(*State)(nil),          // 0: prov4ml.runs.state.State
-	(*Window)(nil),         // 1: prov4ml.runs.state.Window
-	(*Context)(nil),        // 2: prov4ml.runs.state.Context
-	(*Sums)(nil),           // 3: prov4ml.runs.state.Sums
-	(*Peak)(nil),           // 4: prov4ml.runs.state.Peak
-	nil,                    // 5: prov4ml.runs.state.State.WindowsEntry
-	nil,                    // 6: prov4ml.runs.state.State.AttributesEntry
-	(*record.Process)(nil), // 7: prov4ml.record.Process
-	(*record.Segment)(nil), // 8: prov4ml.record.Segment
+	(*Cost)(nil),           // 1: prov4ml.runs.state.Cost
+	(*Window)(nil),         // 2: prov4ml.runs.state.Window
+	(*Context)(nil),        // 3: prov4ml.runs.state.Context
+	(*Sums)(nil),           // 4: prov4ml.runs.state.Sums
+	(*Peak)(nil),           // 5: prov4ml.runs.state.Peak
+	nil,                    // 6: prov4ml.runs.state.State.WindowsEntry
+	nil,                    // 7: prov4ml.runs.state.State.AttributesEntry
+	(*record.Process)(nil), // 8: prov4ml.record.Process
+	(*record.Segment)(nil), // 9: prov4ml.record.Segment
 }
 var file_state_proto_depIdxs = []int32{
-	7,  // 0: prov4ml.runs.state.State.process:type_name -> prov4ml.record.Process
-	5,  // 1: prov4ml.runs.state.State.windows:type_name -> prov4ml.runs.state.State.WindowsEntry
-	2,  // 2: prov4ml.runs.state.State.contexts:type_name -> prov4ml.runs.state.Context
-	3,  // 3: prov4ml.runs.state.State.run:type_name -> prov4ml.runs.state.Sums
-	4,  // 4: prov4ml.runs.state.State.peak:type_name -> prov4ml.runs.state.Peak
-	6,  // 5: prov4ml.runs.state.State.attributes:type_name -> prov4ml.runs.state.State.AttributesEntry
-	8,  // 6: prov4ml.runs.state.Context.segment:type_name -> prov4ml.record.Segment
-	3,  // 7: prov4ml.runs.state.Context.totals:type_name -> prov4ml.runs.state.Sums
-	3,  // 8: prov4ml.runs.state.Context.step_totals:type_name -> prov4ml.runs.state.Sums
-	1,  // 9: prov4ml.runs.state.State.WindowsEntry.value:type_name -> prov4ml.runs.state.Window
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	8,  // 0: prov4ml.runs.state.State.process:type_name -> prov4ml.record.Process
+	6,  // 1: prov4ml.runs.state.State.windows:type_name -> prov4ml.runs.state.State.WindowsEntry
+	3,  // 2: prov4ml.runs.state.State.contexts:type_name -> prov4ml.runs.state.Context
+	4,  // 3: prov4ml.runs.state.State.run:type_name -> prov4ml.runs.state.Sums
+	5,  // 4: prov4ml.runs.state.State.peak:type_name -> prov4ml.runs.state.Peak
+	7,  // 5: prov4ml.runs.state.State.attributes:type_name -> prov4ml.runs.state.State.AttributesEntry
+	1,  // 6: prov4ml.runs.state.State.costs:type_name -> prov4ml.runs.state.Cost
+	9,  // 7: prov4ml.runs.state.Context.segment:type_name -> prov4ml.record.Segment
+	4,  // 8: prov4ml.runs.state.Context.totals:type_name -> prov4ml.runs.state.Sums
+	4,  // 9: prov4ml.runs.state.Context.step_totals:type_name -> prov4ml.runs.state.Sums
+	2,  // 10: prov4ml.runs.state.State.WindowsEntry.value:type_name -> prov4ml.runs.state.Window
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_state_proto_init() }
@@ -554,14 +661,14 @@ func file_state_proto_init() {
 	if File_state_proto != nil {
 		return
 	}
-	file_state_proto_msgTypes[2].OneofWrappers = []any{}
+	file_state_proto_msgTypes[3].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_state_proto_rawDesc), len(file_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
