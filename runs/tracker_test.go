@@ -181,6 +181,48 @@ func TestNestedTreesAreInTheValuesOfTheOuter(t *testing.T) {
 	}
 }
 
+// What a tree has taken over from those inside it goes on to the tree around it.
+func TestTreesThatAreGoneAddUpOutwards(t *testing.T) {
+	b := newBench(t)
+	var callers []Caller
+	var commands []*exec.Cmd
+	for i := range 3 {
+		c, cmd := sleeper(t)
+		callers, commands = append(callers, c), append(commands, cmd)
+		b.probe.outside[c.PID] = process.TreeID(i)
+		b.hello(t, c, Description{})
+		b.probe.with(process.TreeID(i+1), func(tree *process.Tree) { tree.DiskWriteBytes = 1 << (4 * i) })
+	}
+	for i := 2; i > 0; i-- {
+		b.probe.with(process.TreeID(i+1), func(tree *process.Tree) { tree.Processes = 0 })
+		_ = commands[i].Process.Kill()
+		_ = commands[i].Wait()
+		eventually(t, "it is given up", func() bool { return b.Status().Processes == i })
+	}
+	if rec := b.call(t, callers[0], Call{}); reading(rec, record.DiskWriteBytes).GetInteger() != 0x111 {
+		t.Errorf("%v", reading(rec, record.DiskWriteBytes))
+	}
+	// The one in the middle goes first: its inner tree is now directly inside the outer.
+	c := newBench(t)
+	for i := range 3 {
+		p, cmd := sleeper(t)
+		callers[i], commands[i] = p, cmd
+		c.probe.outside[p.PID] = process.TreeID(i)
+		c.hello(t, p, Description{})
+		c.probe.with(process.TreeID(i+1), func(tree *process.Tree) { tree.DiskWriteBytes = 1 << (4 * i) })
+	}
+	_ = commands[1].Process.Kill()
+	_ = commands[1].Wait()
+	eventually(t, "it is given up", func() bool { return c.Status().Processes == 2 })
+	c.probe.with(3, func(tree *process.Tree) { tree.DiskWriteBytes += 0x100 })
+	if rec := c.call(t, callers[0], Call{}); reading(rec, record.DiskWriteBytes).GetInteger() != 0x211 {
+		t.Errorf("%v", reading(rec, record.DiskWriteBytes))
+	}
+	if rec := c.call(t, callers[2], Call{}); len(rec.GetEnclosing()) != 1 || rec.GetEnclosing()[0].GetPid() != int32(callers[0].PID) {
+		t.Errorf("%v", rec.GetEnclosing())
+	}
+}
+
 func TestProcessBetweenTwoOthersSpeaksLast(t *testing.T) {
 	b := newBench(t)
 	shell := exec.Command("bash", "-c", "sleep 1000 & echo $!; wait")
@@ -290,6 +332,33 @@ func TestEndOfAProcess(t *testing.T) {
 	eventually(t, "both are forgotten", func() bool { return b.Status().Processes == 0 })
 	if got := len(b.store.all()); got != 3 {
 		t.Errorf("%d records: a process that never logged emits nothing", got)
+	}
+}
+
+func TestEndWaitsForTheTreeAndItsPages(t *testing.T) {
+	b := newBench(t, func(c *Config) { c.Settle = time.Minute })
+	c, cmd := sleeper(t)
+	b.call(t, c, Call{})
+	b.probe.with(1, func(tree *process.Tree) { tree.DirtiedBytes = 4096 })
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	waits := func(what string) {
+		t.Helper()
+		time.Sleep(quiet + 5*settleEvery)
+		if got := len(b.store.all()); got != 1 {
+			t.Fatalf("%s: %d records", what, got)
+		}
+	}
+	waits("an orphan lives and pages are to be written")
+	b.probe.with(1, func(tree *process.Tree) { tree.Processes = 0 })
+	waits("pages are to be written")
+	b.probe.with(1, func(tree *process.Tree) {
+		tree.DirtiedWrittenBytes, tree.DiskWriteBytes, tree.Processes = 4096, 4096, 1
+	})
+	waits("an orphan lives")
+	b.probe.with(1, func(tree *process.Tree) { tree.Processes = 0 })
+	if end := b.store.await(t, 2)[1]; reading(end, record.DiskWriteBytes).GetInteger() != 4096 {
+		t.Errorf("%v", end)
 	}
 }
 
