@@ -50,8 +50,9 @@ def epoch(tracer: Any, model: Any, dataset: Any) -> Cost:
             return _measured(tracer, state, model, seen, reason)
         return _combine(tracer, state, model, shapes, reason)
     finally:
-        for entry in state.entries.values():
-            entry.batches = 0
+        for key, entry in list(state.entries.items()):
+            if key[1] is model.training:
+                entry.batches = 0
 
 
 def _torch_data() -> Any:
@@ -164,15 +165,15 @@ def _shapes(plan: Plan, seen: List[Any], owner: Any) -> Tuple[Optional[List[Tupl
     reason = ""
     parts = plan.parts
     if parts and parts[0][1] == -1:
-        size = seen[0].batch_size if seen else 0
+        # The largest: the last batch of an epoch may be short.
+        size = max((entry.batch_size for entry in seen), default=0)
         if not size:
             size = 1
             reason = "the batch size is unknown (a dataset, and no batch was logged): counted one sample at a time"
         parts = _divide(parts[0][0], size, False)
-    if seen:
-        shapes, problem = _from_seen(parts, seen, plan.whole)
-        if shapes is not None or plan.read is None:
-            return shapes, problem
+    fitting = {size for _, size in parts} & {entry.batch_size for entry in seen} or plan.whole
+    if seen and (fitting or plan.read is None):
+        return _from_seen(parts, seen, plan.whole)
     if plan.read is None:
         return None, "no batch of this model was logged before, so its shapes are unknown"
     shapes, problem = _from_samples(parts, plan)
@@ -190,6 +191,9 @@ def _from_seen(
             return None, "the logged batches differ in more than their size: their sum is the number"
     if whole:
         return [(count, latest) for count, _ in parts], ""
+    strange = {entry.batch_size for entry in seen} - {size for _, size in parts}
+    if len(seen) > 1 and strange:
+        return None, f"batches of {min(strange)} were logged, which the loader does not make: their sum is the number"
     shapes: List[Tuple[int, Any]] = []
     for count, size in parts:
         known = [entry for entry in seen if entry.batch_size == size]

@@ -219,8 +219,7 @@ class ShadowRecorder(Recorder):
             form = _form(func)
             if form.name.startswith(("c10d.", "_c10d_functional.")):
                 raise CollectiveError(f"{form.name} inside the forward: a shadow must not talk to other ranks")
-            if self._device == "meta":
-                args, kwargs = self._keep_apart(form, args, kwargs)
+            args, kwargs = self._keep_apart(form, args, kwargs)
             if form.device:
                 self._redirect(args, kwargs)
             if form.random and self._device == "meta" and not _has_meta((args, kwargs)):
@@ -267,17 +266,17 @@ class ShadowRecorder(Recorder):
         self, form: _Form, args: Tuple[Any, ...], kwargs: Dict[str, Any]
     ) -> Tuple[Tuple[Any, ...], Dict[str, Any]]:
         """Meta tensors in place of real ones where both meet; refuses tensors of the running model."""
-        real = meta = False
+        real = shadow = False
         for tensor in _tensors((args, kwargs)):
-            if tensor.device.type == "meta":
-                meta = True
+            if _is_shadow(tensor):
+                shadow = True
             else:
                 real = True
         if not real:
             return args, kwargs
         for argument, value in _named(form.arguments, args, kwargs):
             for tensor in _tensors(value):
-                if tensor.device.type == "meta" or is_marked(tensor):
+                if _is_shadow(tensor) or is_marked(tensor):
                     continue
                 held = isinstance(tensor, torch.nn.Parameter) or tensor.requires_grad
                 if held or argument in form.written or "batch_norm" in form.name:
@@ -285,7 +284,8 @@ class ShadowRecorder(Recorder):
                         f"{form.name} uses the running model's own tensor: something in the model still points at the "
                         "original (a patched forward or a function that refers to the model from outside)"
                     )
-        if not meta or form.name in _REAL_LENGTHS:
+        # Fake tensors' own mode decides about other tensors.
+        if not shadow or self._device != "meta" or form.name in _REAL_LENGTHS:
             return args, kwargs
 
         def twin(value: Any) -> Any:
@@ -336,6 +336,10 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
         for item in _flat(value):
             if isinstance(item, torch.Tensor):
                 yield item
+
+
+def _is_shadow(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "meta" or type(tensor).__name__ == "FakeTensor" or hasattr(tensor, "fake_mode")
 
 
 def _has_meta(value: Any) -> bool:

@@ -111,7 +111,7 @@ class TorchModel:
         fitting = [
             entry
             for key, entry in reversed(list(entries.items()))
-            if key[1] is model.training and entry.batch is not None and entry.batch_size and not entry.missing
+            if key[1] is model.training and entry.logged and entry.batch_size and not entry.missing
         ]
         return [entry for entry in fitting if entry.batches] or fitting
 
@@ -153,6 +153,7 @@ class Job:
         self.on_training_thread = on_training_thread
         self.settle: Any = None
         self.cancelled: Any = bool
+        self.watching: Any = None
 
     @property
     def plan(self) -> Any:
@@ -207,6 +208,7 @@ class Job:
         observer = Observer(model, candidates, self._plan, self._setting, self._observed)
         self._owner.observe(observer)
         observer.start()
+        self.watching()
 
     def _observed(self, operators: Optional[Dict[str, Any]], reason: str) -> None:
         if operators is None:

@@ -26,10 +26,11 @@ import os
 import queue
 import sys
 import threading
+import time
 import weakref
 import zlib
 from collections import OrderedDict
-from typing import Any, Callable, Dict, List, Optional, Set
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from . import counters
 from .cost import Cost, Fragment
@@ -39,12 +40,16 @@ _MAX_LISTS = 2048  # operator lists kept for sending again
 _MAX_WAITING = 64  # traces waiting for the thread; beyond, a batch is not counted and says so
 _MAX_MESSAGE_BYTES = 900 << 10  # of one operator list as JSON; the socket takes 1 MiB
 _MAX_OPERATORS = 20_000
+_STEP_SECONDS = 30.0  # how long a call waits for a step that shows its cost: later calls are held back by it
+_OVERDUE = "no step with these shapes has been seen yet"
 
 
 class Entry:
     """One key of one model: a combination of shapes, settings and bits."""
 
-    __slots__ = ("autocast", "batch", "batch_size", "batches", "known", "missing", "signature", "waiting")
+    __slots__ = (
+        "autocast", "batch", "batch_size", "batches", "known", "logged", "missing", "overdue", "signature", "waiting",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         # The ready answer from the second time on.
@@ -54,10 +59,13 @@ class Entry:
         self.batch: Any = None  # as blueprints
         self.batch_size = 0
         self.autocast = ""
-        # Batches logged since the model's last epoch.
+        # Batches logged since the model's last epoch, and whether there ever was one.
         self.batches = 0
+        self.logged = False
         # Whether it could not be counted.
         self.missing = False
+        # Whether no step has shown it for so long that nobody waits any more.
+        self.overdue = False
 
 
 class State:
@@ -84,6 +92,8 @@ class Tracer:
         self._jobs: queue.SimpleQueue[Optional[Callable[[], None]]] = queue.SimpleQueue()
         self._waiting = 0
         self._thread: Optional[threading.Thread] = None
+        # Entries that wait for a step, with the time (monotonic, s) from which on they do not.
+        self._steps: List[Tuple[float, Entry]] = []
         self._closed = False
         self.cancelled = False
 
@@ -98,10 +108,11 @@ class Tracer:
         entry = state.entries.get(key)
         if entry is not None:
             entry.batches += 1
+            entry.logged = True
             known = entry.known
             if known is not None:
                 return known
-        return self._slow(state, model, batch, key)
+        return self._slow(state, model, batch, key, True)
 
     def state(self, model: Any) -> State:
         """What is known about a model."""
@@ -118,7 +129,7 @@ class Tracer:
         entry = state.entries.get(key)
         if entry is not None and entry.known is not None:
             return entry.known
-        return self._slow(state, model, shape, key)
+        return self._slow(state, model, shape, key, False)
 
     def _new_state(self, model: Any) -> State:
         number = id(model)
@@ -135,18 +146,22 @@ class Tracer:
         self._states[number] = state
         return state
 
-    def _slow(self, state: State, model: Any, batch: Any, key: Any) -> Cost:
+    def _slow(self, state: State, model: Any, batch: Any, key: Any, logged: bool) -> Cost:
         cost = Cost()
         with self._lock:
             entry = state.entries.get(key)
             if entry is not None:
+                entry.logged |= logged
                 if entry.signature:
                     cost.complete(self._answer(entry))
+                elif entry.overdue:
+                    cost.complete({"count": counters.missing("observed", _OVERDUE)})
                 else:
                     entry.waiting.append(cost)
                 return cost
             entry = self._entry(state, key)
-            entry.batches += 1
+            entry.logged = logged
+            entry.batches = int(logged)
             entry.waiting.append(cost)
         self._start(state, model, batch, key, entry)
         return cost
@@ -173,6 +188,7 @@ class Tracer:
 
         job.settle = settle
         job.cancelled = lambda: self.cancelled
+        job.watching = lambda: self.wait_for_step(entry)
         if job.on_training_thread:
             job.run()
         else:
@@ -195,14 +211,36 @@ class Tracer:
 
     def _work(self) -> None:
         while True:
-            job = self._jobs.get()
+            try:
+                job = self._jobs.get(timeout=1.0 if self._steps else None)
+            except queue.Empty:
+                self._release()
+                continue
             if job is None:
                 return
             try:
                 job()
             finally:
-                with self._lock:
-                    self._waiting -= 1
+                if job is not _nothing:
+                    with self._lock:
+                        self._waiting -= 1
+
+    def wait_for_step(self, entry: Entry) -> None:
+        """Lets the calls of an entry wait for a step of the user's, for a while."""
+        self._steps.append((time.monotonic() + _STEP_SECONDS, entry))
+        self._jobs.put(_nothing)  # so that the thread, if it sleeps, looks at the clock
+
+    def _release(self) -> None:
+        now = time.monotonic()
+        for until, entry in [step for step in self._steps if step[0] <= now or step[1].signature]:
+            self._steps.remove((until, entry))
+            if entry.signature:
+                continue
+            with self._lock:
+                entry.overdue = True
+                waiting, entry.waiting = entry.waiting, []
+            for cost in waiting:
+                cost.complete({"count": counters.missing("observed", _OVERDUE)})
 
     def settle(self, entry: Entry, operators: Dict[str, Any]) -> str:
         """Takes the operator list of an entry, answers everyone who waits for it, and says its signature."""
@@ -316,6 +354,10 @@ class Tracer:
                 entry.batches = 0
                 if entry.signature:
                     entry.known = None
+
+
+def _nothing() -> None:
+    pass
 
 
 def _fit(operators: Dict[str, Any]) -> bytes:

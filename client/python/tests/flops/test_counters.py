@@ -1,0 +1,142 @@
+"""Numbers that are counted elsewhere."""
+
+from __future__ import annotations
+
+import math
+import sys
+import types
+from typing import Any, Iterator
+
+import pytest
+import torch
+from prov4ml import _flops
+from prov4ml._flops import counters
+
+
+class Model:
+    pass
+
+
+class Derived(Model):
+    pass
+
+
+@pytest.fixture
+def register() -> Iterator[Any]:
+    yield _flops.register_counter
+    for cls in (Model, Derived, torch.nn.Linear):
+        _flops.register_counter(cls, None)
+
+
+def _count(model: Any, batch: Any) -> Any:
+    return _flops.batch_cost(model, batch).result(10)["count"]
+
+
+def test_registered(register: Any) -> None:
+    register(Model, lambda model, batch: 10 * len(batch))
+    assert _count(Model(), [1, 2]) == {"method": "user", "forward": "20"}
+    assert _count(Derived(), [1, 2]) == {"method": "user", "forward": "20"}
+    register(Derived, lambda model, batch: (10**30, 0))
+    assert _count(Derived(), [1]) == {"method": "user", "forward": "1" + 30 * "0", "backward": "0"}
+    register(Derived, lambda model, batch: {"forward": 3.0, "backward": 6, "dtype": "bfloat16"})
+    assert _count(Derived(), [1]) == {"method": "user", "forward": "3", "backward": "6", "dtype": "bfloat16"}
+    register(Derived, None)
+    assert _count(Derived(), [1])["forward"] == "10"
+
+
+def test_registered_wins_over_a_trace(register: Any) -> None:
+    register(torch.nn.Linear, lambda model, batch: model.in_features)
+    assert _count(torch.nn.Linear(8, 4), torch.randn(2, 8)) == {"method": "user", "forward": "8"}
+
+
+@pytest.mark.parametrize(
+    "answer", [None, 0, -1, True, math.nan, math.inf, "many", (1, -2), (0, 1), {"backward": 3}, 10**90, [1]]
+)
+def test_what_is_no_count_is_refused(answer: Any, register: Any) -> None:
+    register(Model, lambda model, batch: answer)
+    count = _count(Model(), [1])
+    assert "forward" not in count
+    assert "no count" in count["missingReason"]
+
+
+def test_a_counter_that_raises(register: Any) -> None:
+    register(Model, lambda model, batch: 1 / 0)
+    assert "ZeroDivisionError" in _count(Model(), [1])["missingReason"]
+
+
+def test_bad_registrations() -> None:
+    with pytest.raises(TypeError, match="must be a class"):
+        _flops.register_counter(Model(), print)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a function or None"):
+        _flops.register_counter(Model, 3)  # type: ignore[arg-type]
+
+
+class Lowered:
+    def __init__(self, analysis: Any) -> None:
+        self._analysis = analysis
+
+    def cost_analysis(self) -> Any:
+        if isinstance(self._analysis, Exception):
+            raise self._analysis
+        return self._analysis
+
+
+class Jitted:
+    """As jax.jit's functions are: they can be called, and lowered for shapes."""
+
+    def __init__(self, analysis: Any) -> None:
+        self.analysis = analysis
+        self.lowered = 0
+
+    def __call__(self, *args: Any) -> Any:
+        raise AssertionError("the function must not be run")
+
+    def lower(self, *args: Any, **kwargs: Any) -> Lowered:
+        self.lowered += 1
+        return Lowered(self.analysis)
+
+
+@pytest.fixture
+def jax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in: jax itself is no dependency of the tests."""
+    module = types.ModuleType("jax")
+
+    def tree_map(fn: Any, tree: Any) -> Any:
+        if isinstance(tree, (list, tuple)):
+            return type(tree)(tree_map(fn, item) for item in tree)
+        if isinstance(tree, dict):
+            return {key: tree_map(fn, item) for key, item in tree.items()}
+        return fn(tree)
+
+    module.tree_util = types.SimpleNamespace(tree_map=tree_map)  # type: ignore[attr-defined]
+    module.ShapeDtypeStruct = lambda shape, dtype: ("array", tuple(shape), str(dtype))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "jax", module)
+
+
+def test_jax(jax: None) -> None:
+    model = Jitted({"flops": 64_000.0, "transcendentals": 1.0})
+    for _ in range(3):
+        assert _count(model, (torch.randn(2, 3), torch.randn(3))) == {"method": "cost_analysis", "forward": "64000"}
+    assert model.lowered == 1
+    _count(model, (torch.randn(4, 3), torch.randn(3)))
+    assert model.lowered == 2
+    assert _count(Jitted([{"flops": 5.0}]), {"x": torch.randn(2)})["forward"] == "5"
+
+
+@pytest.mark.parametrize(
+    "analysis", [None, [], {}, {"flops": -1.0}, {"flops": 0.0}, {"flops": math.nan}, OSError("gpu")]
+)
+def test_jax_that_does_not_know(analysis: Any, jax: None) -> None:
+    count = _count(Jitted(analysis), (torch.randn(2),))
+    assert "forward" not in count
+    assert count["method"] == "cost_analysis"
+    assert "jax" in count["missingReason"]
+
+
+def test_an_epoch_of_counted_batches(register: Any) -> None:
+    register(Model, lambda model, batch: (len(batch), 2 * len(batch)))
+    fragment = _flops.epoch_cost(Model(), [[1, 2], [3]]).result(1)
+    assert fragment == {"count": {"method": "user", "forward": "3", "backward": "6"}}
+    register(Model, lambda model, batch: 0)
+    assert "no count" in _flops.epoch_cost(Model(), [[1, 2], [3]]).result(1)["incompleteReason"]
+    assert counters.total([]) == {"incompleteReason": "the epoch has no batches"}
