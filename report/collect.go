@@ -112,12 +112,18 @@ type run struct {
 	byKey     map[processKey]*process
 	calls     int
 	sources   map[string][]string // of disk and memory, in order of appearance
-	reasons   []string
+	reasons   []reason
 	first     int // windows that do not start at hello
 	gaps      int
 	partial   int
 	windows   int
 	dropped   int64
+}
+
+// reason is why a value is not there, and in how many windows.
+type reason struct {
+	text    string
+	windows int
 }
 
 // collect reads the records.
@@ -286,12 +292,13 @@ func (r *run) note(rec *record.LogCall) {
 		r.gaps++
 	}
 	partial := rec.GetWindowIncomplete()
+	reasons := slices.Clone(rec.GetUnavailable())
 	for _, reading := range rec.GetReadings() {
 		partial = partial || reading.GetState() == record.State_INCOMPLETE
 		switch reading.GetState() {
 		case record.State_OK, record.State_ABSENT:
 		default:
-			r.reason(reading.GetReason())
+			reasons = append(reasons, reading.GetReason())
 		}
 		if reading.GetName() == record.SourceDisk || reading.GetName() == record.SourceMemory {
 			r.source(reading.GetName(), reading.GetText())
@@ -300,8 +307,9 @@ func (r *run) note(rec *record.LogCall) {
 	if partial {
 		r.partial++
 	}
-	for _, reason := range rec.GetUnavailable() {
-		r.reason(reason)
+	slices.Sort(reasons)
+	for _, text := range slices.Compact(reasons) {
+		r.reason(text)
 	}
 	for _, e := range rec.GetEvents() {
 		if e.GetName() == "dropped_calls" {
@@ -311,10 +319,17 @@ func (r *run) note(rec *record.LogCall) {
 	}
 }
 
-func (r *run) reason(reason string) {
-	if reason != "" && !slices.Contains(r.reasons, reason) {
-		r.reasons = append(r.reasons, reason)
+// reason notes why a window lacks a value.
+func (r *run) reason(text string) {
+	if text == "" {
+		return
 	}
+	i := slices.IndexFunc(r.reasons, func(known reason) bool { return known.text == text })
+	if i < 0 {
+		i = len(r.reasons)
+		r.reasons = append(r.reasons, reason{text: text})
+	}
+	r.reasons[i].windows++
 }
 
 func (r *run) source(name, source string) {

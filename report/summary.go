@@ -268,7 +268,11 @@ func (r *run) notes(ended bool, inner int, hidden []string) []string {
 				say("  and %d more reasons", len(r.reasons)-maxReasons)
 				break
 			}
-			notes = append(notes, "  "+printable(reason))
+			line := "  " + printable(reason.text)
+			if reason.windows < r.windows {
+				line += fmt.Sprintf(" (%s)", of(reason.windows, r.windows, "window"))
+			}
+			notes = append(notes, line)
 		}
 	}
 	return notes
