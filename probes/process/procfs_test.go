@@ -480,6 +480,21 @@ func TestParseStat(t *testing.T) {
 	}
 }
 
+// A process chooses its own name, so the text of stat is only as good as its user.
+func FuzzParseStat(f *testing.F) {
+	f.Add([]byte("17605 (cat) R 17603 17603 10015 0 -1 4194304 102 3 5 7 11 13 17 19 20 0 1 0 125953 3133440 412\n"))
+	f.Add([]byte("1 (a) Z 9 (b)) S 0 1 1 0 -1 4 1 1 1 1 1 1 1 1 20 0 1 0 5 0 0"))
+	f.Add([]byte(")("))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		stat, err := parseStat(text)
+		if err == nil && (stat.PID <= 0 || stat.PPID < 0) {
+			t.Errorf("%+v", stat)
+		}
+		parseIO(text, &usage{})
+		parseStatus(text, &member{})
+	})
+}
+
 // shell is a live bash that a test gives lines to; each is done when it returns.
 type shell struct {
 	t     *testing.T
