@@ -7,7 +7,8 @@
 //
 // In this order:
 //   0  the submitter is the lower layer of a stack                   -> lower
-//   1  metadata                                                      -> metadata, of the submitter
+//   1  metadata: flagged so, or in the page cache of a device that   -> metadata, of the submitter
+//      a file system has in use
 //      swap                                                          -> swap
 //   2  a folio under writeback: its owner, never the submitter       -> the owner's tree, or unattributed;
 //      its file system is on another device                          -> lower
@@ -230,6 +231,16 @@ static __always_inline void charge_read(struct bio *bio, __u32 dev, __u32 tree, 
 		count(dev, false, CLASS_SWAP, bytes);
 		return;
 	}
+	// All pages of a read into the page cache are alike: new, of a file, not yet up to date.
+	__u64 mapping = mapping_of(f.head);
+	bool miss = mapping && !(mapping & MAPPING_FLAGS) && !page_bit(f.flags, PG_uptodate);
+	if (miss) {
+		struct inode *inode = BPF_CORE_READ((struct address_space *)mapping, host);
+		if (inode && is_block_device(inode) && BPF_CORE_READ(device_of_inode(inode), bd_holder)) {
+			count(dev, false, CLASS_METADATA, bytes); // of the file system on it, read ahead without the flag
+			return;
+		}
+	}
 	struct sums *s = sums_of(tree);
 	count(dev, false, s ? CLASS_TREES : CLASS_OTHER, bytes);
 	if (!s)
@@ -237,9 +248,7 @@ static __always_inline void charge_read(struct bio *bio, __u32 dev, __u32 tree, 
 	add(&s->read_bytes, bytes);
 	add(&s->read_ops, 1);
 	follow(bio, tree);
-	// All pages of a read into the page cache are alike: new, of a file, not yet up to date.
-	__u64 mapping = mapping_of(f.head);
-	if (mapping && !(mapping & MAPPING_FLAGS) && !page_bit(f.flags, PG_uptodate))
+	if (miss)
 		add(&s->cache_miss_bytes, bytes);
 }
 

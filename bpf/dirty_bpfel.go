@@ -13,6 +13,16 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type DirtyInodeOwner struct {
+	_          structs.HostLayout
+	Number     uint64
+	Generation uint32
+	Tree       uint32
+	Epoch      uint64
+	Foreign    uint32
+	Pad        uint32
+}
+
 type DirtySwept struct {
 	_          structs.HostLayout
 	Now        uint64

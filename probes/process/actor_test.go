@@ -235,6 +235,12 @@ func (s step) act() error {
 		}
 		time.Sleep(time.Duration(s.N) * time.Millisecond)
 		return unix.Munmap(memory)
+	case "hold": // so many bytes until it exits
+		memory, err := anonymous(int(s.Bytes))
+		for i := 0; i < len(memory); i += os.Getpagesize() {
+			memory[i] = byte(i >> 12)
+		}
+		return err
 	case "enter": // a cgroup
 		return os.WriteFile(s.Path, []byte("0"), 0)
 	case "spin": // N ms of CPU time
@@ -502,6 +508,8 @@ func play(t *testing.T, steps ...step) *actor {
 	a := &actor{t: t, command: exec.Command("/proc/self/exe")}
 	a.command.Env = append(os.Environ(), actorVariable+"="+string(script))
 	a.command.Stderr = &a.errors
+	a.command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	a.command.WaitDelay = time.Second
 	out, err := a.command.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -515,7 +523,7 @@ func play(t *testing.T, steps ...step) *actor {
 	}
 	t.Cleanup(func() {
 		if a.command.ProcessState == nil {
-			_ = a.command.Process.Kill()
+			_ = unix.Kill(-a.command.Process.Pid, unix.SIGKILL)
 			_ = a.command.Wait()
 		}
 	})

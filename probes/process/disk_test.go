@@ -608,3 +608,54 @@ func TestDirtyBeforeAttaching(t *testing.T) {
 	}
 	v.conserved(t, k, before)
 }
+
+// On the root file system, with whatever else this machine does there at the same time.
+func TestRootFileSystem(t *testing.T) {
+	k := openTestKernel(t)
+	dir := t.TempDir()
+	ours := play(t,
+		step{Do: "spawn", Steps: []step{{Do: "write", Path: filepath.Join(dir, "a"), Bytes: 32 * mib}}},
+		step{Do: "orphan", Steps: []step{{Do: "write", Path: filepath.Join(dir, "b"), Bytes: 16 * mib}}},
+		step{Do: "write-direct", Path: filepath.Join(dir, "c"), Bytes: 8 * mib},
+		step{Do: "pause"}, step{Do: "pause"},
+		step{Do: "read", Path: filepath.Join(dir, "a"), Bytes: 32 * mib})
+	tree := k.mustTrack(t, ours)
+	ours.next()
+	ours.paused()
+	play(t, step{Do: "write", Path: filepath.Join(dir, "stranger"), Bytes: 24 * mib}, step{Do: "sync-fs", Path: dir}).end()
+	ours.next()
+	ours.paused()
+	// The orphan may have written after that.
+	for _, name := range []string{"a", "b", "c"} {
+		if err := (step{Do: "drop", Path: filepath.Join(dir, name)}).act(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ours.end()
+	got := k.mustSnapshot(t, tree).Trees[0]
+	if got.DiskWriteBytes != 56*mib || got.DirtiedBytes != 48*mib || got.DirtiedWrittenBytes != 48*mib {
+		t.Errorf("wrote %d, made dirty %d, of which written %d; want %d, %d, %d",
+			got.DiskWriteBytes, got.DirtiedBytes, got.DirtiedWrittenBytes, 56*mib, 48*mib, 48*mib)
+	}
+	if got.DiskReadBytes < 32*mib || got.CacheMissBytes < 32*mib {
+		t.Errorf("read %d and missed %d, want at least %d", got.DiskReadBytes, got.CacheMissBytes, 32*mib)
+	}
+}
+
+// Readers that live for a moment each.
+func TestForkedReaders(t *testing.T) {
+	k := openTestKernel(t)
+	v := newVolume(t, "ext4", filepath.Join(t.TempDir(), "image"), 1, "mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0")
+	file := filepath.Join(v.dir, "a")
+	if err := act([]step{{Do: "write", Path: file, Bytes: mib}, {Do: "drop", Path: file}}); err != nil {
+		t.Fatal(err)
+	}
+	const readers, bytes = 200, 64 << 10
+	a := play(t, step{Do: "forks", N: readers, Steps: []step{{Do: "read-direct", Path: file, Bytes: bytes}}})
+	tree := k.mustTrack(t, a)
+	a.end()
+	got := k.mustSnapshot(t, tree).Trees[0]
+	if got.DiskReadBytes != readers*bytes || got.DiskReadOps != readers {
+		t.Errorf("read %d bytes in %d operations, want %d in %d", got.DiskReadBytes, got.DiskReadOps, readers*bytes, readers)
+	}
+}

@@ -188,10 +188,8 @@ func (k *kernel) readPeak(p *kernelPeak, dst *PeakReading) error {
 	if dst.Exact {
 		lower = max(lower, bounds.upper)
 	}
-	dst.Bytes, dst.UpperBytes = lower*k.pageBytes, lower*k.pageBytes
-	if !dst.Exact {
-		dst.UpperBytes = max(lower, bounds.upper+bounds.ran*k.counterSlack()) * k.pageBytes
-	}
+	dst.Bytes = lower * k.pageBytes
+	dst.UpperBytes = max(lower, bounds.upper+bounds.ran*k.counterSlack()) * k.pageBytes
 	p.pages = rss
 	clear(p.start)
 	for i := range p.now {
