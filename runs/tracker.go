@@ -307,6 +307,7 @@ func (t *Tracker) newSubject(c Caller, hello bool) *subject {
 		t.counters.unrecalled.Add(1)
 	}
 	t.measure(s, true)
+	_, s.now.cpu = t.host.CPU(host.CPUTimes{})
 	s.start(hello)
 	if len(state) > 0 && !s.restore(state) {
 		t.counters.unrecalled.Add(1)

@@ -52,6 +52,19 @@ func TestWindowsTouchAndHoldTheirOwnBytes(t *testing.T) {
 	}
 }
 
+func TestFirstWindowHasTheHostsValues(t *testing.T) {
+	b := newBench(t)
+	c, _ := sleeper(t)
+	b.hello(t, c, Description{})
+	time.Sleep(50 * time.Millisecond) // some ticks of the kernel's clock
+	rec := b.call(t, c, Call{})
+	for _, name := range []string{record.MemoryUsage, record.DiskUsage, record.CPUUsage} {
+		if r := reading(rec, name); r.GetState() != record.State_OK || r.GetSource() != record.Source_HOST || r.GetReal() < 0 || r.GetReal() > 100 {
+			t.Errorf("%v", r)
+		}
+	}
+}
+
 func TestFirstHeardOfByACall(t *testing.T) {
 	b := newBench(t)
 	c, _ := sleeper(t)
