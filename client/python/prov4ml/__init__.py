@@ -16,7 +16,6 @@ PROV4ML_EXIT_SECONDS (how long the process's end waits for calls that are not se
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
 import sys
 from time import monotonic_ns
@@ -24,14 +23,14 @@ from time import monotonic_ns
 from . import _wire
 from ._client import Client as _Client
 from ._context import Context, context_fields
-from ._costs import Costs as _Costs
 from ._notice import Notices as _Notices
 from ._version import VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any
+
+    from ._costs import Costs as _Costs
 
 __all__ = [
     "Context",
@@ -53,7 +52,8 @@ _2_63 = 1 << 63
 
 _notices = _Notices()
 _agent = _Client(_notices)
-_flops_calls = _Costs(_agent)
+# Made by the first FLOPs call.
+_flops_calls: _Costs | None = None
 
 
 def log_system_metrics(
@@ -91,7 +91,7 @@ def log_flops_per_batch(
     """
     try:
         fields = f'{_fields(context, step, timestamp)}"label":{_wire.quote(str(label))},'
-        _flops_calls.log_batch(fields, model, batch, _truth(synchronous))
+        _counting().log_batch(fields, model, batch, _truth(synchronous))
     except Exception as error:
         _swallow("log_flops_per_batch", error)
 
@@ -108,7 +108,7 @@ def log_flops_per_epoch(
     """Logs the FLOPs that the model spends on an epoch of the dataset: a DataLoader, a Dataset, a Subset."""
     try:
         fields = f'{_fields(context, step, timestamp)}"label":{_wire.quote(str(label))},'
-        _flops_calls.log_epoch(fields, model, dataset, _truth(synchronous))
+        _counting().log_epoch(fields, model, dataset, _truth(synchronous))
     except Exception as error:
         _swallow("log_flops_per_epoch", error)
 
@@ -125,15 +125,18 @@ def start_run(
         _swallow("start_run", error)
 
 
-@contextlib.contextmanager
-def start_run_ctx(
-    prov_user_namespace: object = None, experiment_name: object = None, *args: object, **kwargs: object
-) -> Iterator[None]:
-    """start_run, and end_run at the end of the block."""
-    start_run(prov_user_namespace, experiment_name)
-    try:
-        yield
-    finally:
+class start_run_ctx:  # the original's name, called like a function
+    """start_run at the beginning of a with block, end_run at its end."""
+
+    def __init__(
+        self, prov_user_namespace: object = None, experiment_name: object = None, *args: object, **kwargs: object
+    ) -> None:
+        self._experiment_name = experiment_name
+
+    def __enter__(self) -> None:
+        start_run(None, self._experiment_name)
+
+    def __exit__(self, *exception: object) -> None:
         end_run()
 
 
@@ -142,7 +145,8 @@ def end_run(*args: object, **kwargs: object) -> None:
     try:
         from . import _upstream
 
-        _flops_calls.finish(monotonic_ns() + _exit_nanos())
+        if _flops_calls is not None:
+            _flops_calls.finish(monotonic_ns() + _exit_nanos())
         _upstream.end(_agent)
     except Exception as error:
         _swallow("end_run", error)
@@ -219,6 +223,15 @@ def _fields(context: object, step: object, timestamp: object) -> str:
     return fields
 
 
+def _counting() -> _Costs:
+    global _flops_calls
+    if _flops_calls is None:
+        from ._costs import Costs
+
+        _flops_calls = Costs(_agent)
+    return _flops_calls
+
+
 def _truth(synchronous: object) -> bool:
     try:
         return bool(synchronous)
@@ -241,7 +254,8 @@ def _exit_nanos() -> int:
 def _at_exit() -> None:
     try:
         deadline = monotonic_ns() + _exit_nanos()
-        _flops_calls.close(deadline)
+        if _flops_calls is not None:
+            _flops_calls.close(deadline)
         _agent.close(deadline)
     except Exception as error:
         _swallow("the end", error)

@@ -27,7 +27,7 @@ from collections import deque
 from os import getpid
 from time import monotonic_ns
 
-from . import _absence, _environment, _wire
+from . import _environment, _wire
 from ._connection import Asking, Telling, connect, milliseconds, socket_path
 from ._notice import Notices
 from ._version import VERSION
@@ -49,6 +49,8 @@ _LONGEST_REST_NANOS = 60_000_000_000
 _KEPT_CALLS = 1_024
 _KEPT_BYTES = 4 << 20
 _ASIDE = 64
+# Longer than any call holds the lock.
+_LOST_LOCK_NANOS = 5_000_000_000
 # The agent's limits for a run's attributes.
 _ATTRIBUTES = 128
 _ATTRIBUTE_BYTES = 1024
@@ -107,8 +109,10 @@ class Client:
         self._pid = getpid()
         self._lock = _thread.allocate_lock()
         self._owner = 0
-        self._lock_lost = False
-        self._aside: deque[Call | Description] = deque(maxlen=_ASIDE)
+        # Since when nobody could have the lock; 0 = it is in order.
+        self._lock_lost_at = 0
+        self._aside: deque[Call | Description] = deque()
+        self._aside_dropped = 0
 
         self._asking: Asking | None = None
         self._telling: Telling | None = None
@@ -163,10 +167,10 @@ class Client:
         if getpid() != self._pid or not self._lock.acquire(False):
             lock = self._enter()
             if lock is None:
-                self._aside.append(Call(function, fields, made))
+                self._put_aside(Call(function, fields, made))
                 return ""
-        self._owner = get_ident()
         try:
+            self._owner = get_ident()
             self._refusal = ""
             if not self._steady or self._aside or len(fields) > _FIELDS_BYTES:
                 self._log(Call(function, fields, made), synchronous, now)
@@ -206,10 +210,10 @@ class Client:
         now = monotonic_ns()
         lock = self._enter()
         if lock is None:
-            self._aside.append(description)
+            self._put_aside(description)
             return
         try:
-            self._aside.append(description)
+            self._put_aside(description)
             self._pick_up()
             self._listen(now)
             for _ in range(2):
@@ -286,13 +290,19 @@ class Client:
         lock = self._lock
         if not lock.acquire(False):
             # The owner may be this very thread, below us on the stack, when we are in a signal handler.
-            if self._lock_lost or self._owner == get_ident():
+            if self._owner == get_ident():
                 return None
-            if not lock.acquire(timeout=_WAIT_NANOS / 1e9):
-                self._lock_lost = True
+            if self._lock_lost_at:
+                if monotonic_ns() - self._lock_lost_at < _LOST_LOCK_NANOS:
+                    return None
+                # No call holds it that long. Ctrl-C has ended one between taking it and the block that gives it back.
+                self._lock = lock = _thread.allocate_lock()
+                lock.acquire()
+            elif not lock.acquire(timeout=_WAIT_NANOS / 1e9):
+                self._lock_lost_at = monotonic_ns()
                 return None
         self._owner = get_ident()
-        self._lock_lost = False
+        self._lock_lost_at = 0
         return lock
 
     def _leave(self, lock: _thread.LockType) -> None:
@@ -301,8 +311,16 @@ class Client:
         if self.notices.waiting:
             self.notices.tell()
 
+    def _put_aside(self, item: Call | Description) -> None:
+        if len(self._aside) < _ASIDE:
+            self._aside.append(item)
+        else:
+            self._aside_dropped += 1
+
     def _pick_up(self) -> None:
         """Takes over what was put aside without the lock."""
+        self._dropped += self._aside_dropped
+        self._aside_dropped = 0
         while self._aside:
             item = self._aside.popleft()
             if isinstance(item, Call):
@@ -328,7 +346,7 @@ class Client:
     def _log(self, call: Call, synchronous: bool, now: int) -> None:
         """The long way, for whenever something is not as usual."""
         self._steady = False
-        self._lock_lost = False
+        self._lock_lost_at = 0
         if len(call.fields) > _FIELDS_BYTES:
             self._dropped += 1
             self.notices.add(
@@ -503,6 +521,8 @@ class Client:
         )
 
     def _complain(self, path: str, error: OSError) -> None:
+        from . import _absence
+
         self.notices.add("absent", _absence.sentence(path, error))
 
     def _lose(self) -> None:

@@ -6,8 +6,6 @@ script, the folder that `python -m prov4ml --alias-path` prints on PYTHONPATH.
 
 from __future__ import annotations
 
-import contextlib
-
 import prov4ml
 from prov4ml import (
     end_run,
@@ -20,7 +18,6 @@ from prov4ml import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any
 
 __all__ = [
@@ -42,16 +39,13 @@ def start_run(
     prov4ml.start_run(prov_user_namespace, experiment_name)
 
 
-@contextlib.contextmanager
-def start_run_ctx(
-    experiment_name: object = None, prov_user_namespace: object = None, *args: object, **kwargs: object
-) -> Iterator[None]:
-    """start_run, and end_run at the end of the block."""
-    start_run(experiment_name, prov_user_namespace)
-    try:
-        yield
-    finally:
-        end_run()
+class start_run_ctx(prov4ml.start_run_ctx):  # the original's name, called like a function
+    """start_run at the beginning of a with block, end_run at its end."""
+
+    def __init__(
+        self, experiment_name: object = None, prov_user_namespace: object = None, *args: object, **kwargs: object
+    ) -> None:
+        super().__init__(prov_user_namespace, experiment_name)
 
 
 if not TYPE_CHECKING:  # type checkers shall still find a misspelt name

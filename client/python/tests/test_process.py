@@ -389,6 +389,22 @@ def test_ctrl_c_passes_and_leaves_the_client_in_order(path: str, agents: list[Ag
     agents[0].wait(lambda: {2, 3} <= {t.message["step"] for t in agents[0].logs()})
 
 
+def test_a_lock_that_is_lost_is_given_up(agent: Agent, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C may come just after a thread has taken the lock."""
+    monkeypatch.setattr("prov4ml._client._LOST_LOCK_NANOS", 200_000_000)
+    client.log(_wire.SYSTEM_METRICS, '"step":0,', True)
+    client._lock.acquire()
+    began = time.monotonic()
+    for step in range(1, 101):
+        client.log(_wire.SYSTEM_METRICS, f'"step":{step},', True)
+    assert 0.9 < time.monotonic() - began < 1.3
+    time.sleep(0.2)
+    client.log(_wire.SYSTEM_METRICS, '"step":101,', True)
+    taken = agent.wait_logs(66)
+    assert steps(taken) == [*range(65), 101]
+    assert sum(t.message.get("droppedCalls", 0) for t in taken) == 36
+
+
 def test_a_logging_handler_may_log(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     done = script(
         """

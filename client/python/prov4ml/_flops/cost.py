@@ -35,14 +35,20 @@ class Cost:
         assert fragment is not None
         return fragment
 
-    def add_done_callback(self, fn: Callable[[Cost], None]) -> None:
-        """Calls fn(self) once the cost is known: now, or on the thread that completes it."""
+    def add_done_callback(self, fn: Callable[["Cost"], None]) -> None:
+        """Calls fn(self) once the cost is known: now, or on the thread that completes it. What it raises is lost."""
         if self._fragment is None:
             with self._lock:
                 if self._fragment is None:
                     self._callbacks.append(fn)
                     return
-        fn(self)
+        self._call(fn)
+
+    def _call(self, fn: Callable[["Cost"], None]) -> None:
+        try:
+            fn(self)
+        except Exception:  # a callback's fault is not the tracer's
+            pass
 
     def complete(self, fragment: Fragment) -> None:
         """Hands in the fragment. Only the first one counts."""
@@ -55,7 +61,4 @@ class Cost:
             callbacks, self._callbacks = self._callbacks, []
         self._done.set()
         for fn in callbacks:
-            try:
-                fn(self)
-            except Exception:  # noqa: BLE001, S110 - a callback's fault is not the tracer's
-                pass
+            self._call(fn)

@@ -36,7 +36,7 @@ class Plan(NamedTuple):
 def epoch(tracer: Any, model: Any, dataset: Any) -> Cost:
     """The cost of one epoch of dataset; see the package for the fragment."""
     state = tracer.state(model)
-    if state.torch is None:
+    if state.torch is None or counters.registered(model) is not None:
         return Cost(_other(state, model, dataset))
     if isinstance(dataset, (list, tuple)) and not _is_dataset(dataset):
         return _listed(tracer, state, model, dataset)
@@ -257,7 +257,10 @@ def _combine(tracer: Any, state: Any, model: Any, shapes: List[Tuple[int, Any]],
             left[0] -= 1
             if left[0]:
                 return
-        cost.complete(_fragment([(count, part.result()) for count, part in costs], reason))
+        try:
+            cost.complete(_fragment([(count, part.result()) for count, part in costs], reason))
+        except Exception as err:
+            cost.complete({"incompleteReason": f"prov4ml failed: {type(err).__name__}: {err}"[:1000]})
 
     if not costs:
         return Cost({"batches": [], "incompleteReason": reason or "the epoch has no batches"})
@@ -269,21 +272,24 @@ def _combine(tracer: Any, state: Any, model: Any, shapes: List[Tuple[int, Any]],
 def _fragment(parts: List[Tuple[int, Fragment]], reason: str) -> Fragment:
     lists: List[Dict[str, Any]] = []
     batches: Dict[str, int] = {}
-    reasons = [reason] if reason else []
+    reasons = [reason]
     for count, part in parts:
+        counted = part.get("count")
+        if counted is not None:
+            reasons.append(counted.get("missingReason") or "the batches are counted by the model itself")
+            continue
         operators = part.get("operators")
         signature = operators["signature"] if operators is not None else part["signature"]
         if operators is not None:
             lists.append(operators)
-            missing = operators.get("missingReason")
-            if missing and missing not in reasons:
-                reasons.append(missing)
+            reasons.append(operators.get("missingReason") or "")
         batches[signature] = batches.get(signature, 0) + count
     fragment: Fragment = {"batches": [{"signature": key, "batches": count} for key, count in batches.items()]}
     if lists:
         fragment["operators"] = lists
-    if reasons:
-        fragment["incompleteReason"] = "; ".join(reasons)[:1000]
+    told = "; ".join(dict.fromkeys(filter(None, reasons)))
+    if told:
+        fragment["incompleteReason"] = told[:1000]
     return fragment
 
 

@@ -1,12 +1,13 @@
 """What the code that a forward may reach names, without running it.
 
-Two things must be known before a model is run anywhere:
+Some things must be known before a model is run anywhere:
 
 * A trace on another thread must not move the training's generators. torch's are replaced inside the trace; Python's and
   numpy's global ones cannot be, so a model that names them is traced on the training thread, their state saved and
   restored.
 * A step of the training must not be watched if it runs compiled code: under a dispatch mode torch runs that code
   uncompiled, with other rounding, and flex_attention refuses to run at all.
+* torch before 2.4 does not say whether an operator runs inside activation checkpointing.
 
 The answers err on the side of yes: a name is looked for in every function that can be found by name.
 """
@@ -32,11 +33,12 @@ class Reach(NamedTuple):
     host_generators: bool
     compiled: bool
     flex_attention: bool
+    checkpoint: bool
 
 
 def reach(modules: List[Any]) -> Reach:
     """Searches from the forward of each module, and from the functions that are its attributes."""
-    generators = compiled = flex = False
+    generators = compiled = flex = checkpoint = False
     seen: Set[Tuple[types.CodeType, Any]] = set()
     work: List[Tuple[Any, Any]] = []
     for module in modules:
@@ -44,6 +46,7 @@ def reach(modules: List[Any]) -> Reach:
         compiled |= cls.__name__ == "OptimizedModule" or entries.get("_compiled_call_impl") is not None
         attention = getattr(entries.get("config"), "_attn_implementation", None)
         flex |= isinstance(attention, str) and "flex" in attention
+        checkpoint |= entries.get("gradient_checkpointing") is True
         work.extend((getattr(cls, name, None), cls) for name in ("forward", "__call__"))
         work.extend((value, cls) for value in entries.values() if callable(value) and not isinstance(value, type))
     while work:
@@ -57,11 +60,12 @@ def reach(modules: List[Any]) -> Reach:
             continue
         module = fn.__module__ or ""
         flex |= module == "torch.nn.attention.flex_attention" and fn.__name__ == "flex_attention"
+        checkpoint |= module == "torch.utils.checkpoint"
         if module.split(".")[0] in _TRUSTED:
             continue
         seen.add((fn.__code__, cls))
         if len(seen) > _MAX_FUNCTIONS:
-            return Reach(True, True, flex)
+            return Reach(True, True, flex, True)
         for name in set(_names(fn.__code__)):
             generators |= name == "random"
             named = fn.__globals__.get(name)
@@ -74,7 +78,7 @@ def reach(modules: List[Any]) -> Reach:
                 work.append((cell.cell_contents, cls))
             except ValueError:  # empty
                 continue
-    return Reach(generators, compiled, flex)
+    return Reach(generators, compiled, flex, checkpoint)
 
 
 def _function(value: Any) -> Any:

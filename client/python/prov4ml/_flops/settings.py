@@ -42,14 +42,14 @@ def any_autocast_dtype() -> str:
     return autocast_dtype("cuda") or autocast_dtype("cpu")
 
 
+_top_hooks: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+# Whether saved_tensor_hooks can tell; torch 2.1 to 2.3 cannot.
+SEES_HOOKS: bool = _top_hooks is not None
+
+
 def saved_tensor_hooks() -> Any:
     """The active pair (pack, unpack) of saved-tensor hooks: activation checkpointing, save_on_cpu; None = none."""
-    try:
-        return torch._C._autograd._top_saved_tensors_default_hooks(False)
-    except TypeError:  # torch < 2.4: no argument
-        return torch._C._autograd._top_saved_tensors_default_hooks()  # type: ignore[call-arg]
-    except AttributeError:
-        return None
+    return _top_hooks(False) if SEES_HOOKS else None
 
 
 def float32_dtypes(device: str) -> Tuple[str, str]:

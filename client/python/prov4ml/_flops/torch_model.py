@@ -16,7 +16,7 @@ from .capture import Captured, UnshadowableError, capture_batch, capture_model, 
 from .observe import Observer
 from .reach import reach
 from .recorder import CancelledError
-from .settings import any_autocast, autocast_dtype, float32_dtypes
+from .settings import SEES_HOOKS, any_autocast, autocast_dtype, float32_dtypes
 from .shadow import META, META_LENGTHS
 from .tracing import NeedsTrainingThreadError, NotTracedError, Setting, batch_size, trace
 from .watch import Watch
@@ -42,6 +42,8 @@ class TorchModel:
         self._strikes = 0
         self._learned: Dict[Any, Tuple[Any, str]] = {}
         self._on_training_thread: Optional[bool] = None
+        # Whether activation checkpointing must be assumed, since this torch cannot tell.
+        self._suspect = False
         self._captured: Optional[Tuple[int, Captured]] = None
         self._observers: List[Observer] = []
         # Jobs that only the training thread may run.
@@ -64,10 +66,11 @@ class TorchModel:
         """What counts a new key. Captures the model and the batch as they are now."""
         inner = self._inner()
         if self._on_training_thread is None:
-            self._on_training_thread = inner is None or reach(list(inner.modules())).host_generators
+            found = reach(list(inner.modules())) if inner is not None else None
+            self._on_training_thread = found is None or found.host_generators
+            self._suspect = not SEES_HOOKS and found is not None and found.checkpoint
         digest, training, autocast, _ = key
-        convolution = float32_dtypes(self.watch.device)
-        setting = Setting(training, autocast, *convolution)
+        setting = Setting(training, autocast, *float32_dtypes(self.watch.device), self._suspect)
         plan = capture_batch(batch)
         captured: Optional[Captured] = None
         reason = ""
@@ -85,6 +88,8 @@ class TorchModel:
 
     def learn(self, key: Any, plan: Any, signature: str) -> None:
         """Learns from equal costs under different keys what does not matter."""
+        if not signature:
+            return
         digest, training, autocast, _ = key
         bare = (training, autocast, shape_key(plan, self.values, False))
         known = self._learned.get(bare)

@@ -37,7 +37,7 @@ from .cost import Cost, Fragment
 
 _MAX_ENTRIES = 2048  # signatures kept per model; beyond, the oldest is forgotten and would be traced again
 _MAX_LISTS = 2048  # operator lists kept for sending again
-_MAX_WAITING = 64  # traces waiting for the thread; beyond, a batch is not counted and says so
+_MAX_WAITING = 256  # traces waiting for the thread; beyond, a batch is not counted and says so
 _MAX_MESSAGE_BYTES = 900 << 10  # of one operator list as JSON; the socket takes 1 MiB
 _MAX_OPERATORS = 20_000
 _STEP_SECONDS = 30.0  # how long a call waits for a step that shows its cost: later calls are held back by it
@@ -102,7 +102,7 @@ class Tracer:
     def batch(self, model: Any, batch: Any) -> Cost:
         """The cost of one batch."""
         state = self.state(model)
-        if state.torch is None:
+        if state.torch is None or counters.registered(model) is not None:
             return self._other(state, model, batch)
         key = state.torch.key(model, batch)
         entry = state.entries.get(key)
@@ -139,7 +139,7 @@ class Tracer:
 
         state = State(model, forget)
         torch: Any = sys.modules.get("torch")
-        if torch is not None and isinstance(model, torch.nn.Module) and counters.registered(model) is None:
+        if torch is not None and isinstance(model, torch.nn.Module):
             from .torch_model import TorchModel
 
             state.torch = TorchModel(model)
@@ -152,6 +152,8 @@ class Tracer:
             entry = state.entries.get(key)
             if entry is not None:
                 entry.logged |= logged
+                if entry.known is not None:
+                    return entry.known
                 if entry.signature:
                     cost.complete(self._answer(entry))
                 elif entry.overdue:
@@ -186,28 +188,47 @@ class Tracer:
         def settle(operators: Dict[str, Any]) -> str:
             return self.settle(entry, operators)
 
+        own = counters.own_method(model)
+        if own is not None:
+            # The batch is kept until the trace has worked, for a model that can count it otherwise.
+            settle = self._own_count(entry, own, batch)
         job.settle = settle
         job.cancelled = lambda: self.cancelled
         job.watching = lambda: self.wait_for_step(entry)
         if job.on_training_thread:
             job.run()
-        else:
-            self.submit(entry, job.run)
+            return
+        refusal = self._submit(job.run)
+        if refusal:
+            with self._lock:
+                state.entries.pop(key, None)  # to be tried again
+                waiting, entry.waiting = entry.waiting, []
+            for cost in waiting:
+                cost.complete({"count": counters.missing("", refusal)})
 
-    def submit(self, entry: Entry, run: Callable[[], None]) -> None:
-        """Runs on the tracing thread, in the order of the calls."""
+    def _own_count(self, entry: Entry, own: Callable[[Any], Any], batch: Any) -> Callable[[Dict[str, Any]], str]:
+        def settle(operators: Dict[str, Any]) -> str:
+            if "missingReason" in operators:
+                count = counters.user_count(own, batch)
+                if "forward" in count:
+                    operators = {"counted": count}
+            return self.settle(entry, operators)
+
+        return settle
+
+    def _submit(self, run: Callable[[], None]) -> str:
+        """Runs on the tracing thread, in the order of the calls; answers why not, if not."""
         with self._lock:
             if self._closed:
-                self.settle(entry, {"missingReason": "the process was ending"})
-                return
+                return "the process was ending"
             if self._waiting >= _MAX_WAITING:
-                self.settle(entry, {"missingReason": f"{_MAX_WAITING} other batch shapes were waiting to be traced"})
-                return
+                return f"{_MAX_WAITING} other batch shapes were waiting to be traced"
             self._waiting += 1
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="prov4ml-flops", daemon=True)
                 self._thread.start()
         self._jobs.put(run)
+        return ""
 
     def _work(self) -> None:
         while True:
@@ -244,6 +265,8 @@ class Tracer:
 
     def settle(self, entry: Entry, operators: Dict[str, Any]) -> str:
         """Takes the operator list of an entry, answers everyone who waits for it, and says its signature."""
+        if "counted" in operators:
+            return self._settle_count(entry, operators["counted"])
         operators.setdefault("operators", [])
         text = _fit(operators)
         signature = hashlib.blake2b(text, digest_size=16).hexdigest()
@@ -258,6 +281,14 @@ class Tracer:
         for cost, fragment in answers:
             cost.complete(fragment)
         return signature
+
+    def _settle_count(self, entry: Entry, count: counters.Count) -> str:
+        with self._lock:
+            entry.known = Cost({"count": count})
+            waiting, entry.waiting = entry.waiting, []
+        for cost in waiting:
+            cost.complete({"count": count})
+        return ""
 
     def _answer(self, entry: Entry, operators: Optional[Dict[str, Any]] = None) -> Fragment:
         signature = entry.signature

@@ -40,6 +40,7 @@ class Setting(NamedTuple):
     autocast: str  # dtype, "" = off
     float32_matmul: str
     float32_convolution: str
+    suspect: bool  # whether activation checkpointing must be assumed
 
 
 class Traced(NamedTuple):
@@ -118,7 +119,7 @@ class _Run:
         executions = dict(recorder.executions)
         recorded = False
         hidden = any(products.is_product(name) for name in recorder.without_grad)
-        if training and (hidden or recorder.checkpoints):
+        if training and (hidden or recorder.checkpoints or self._setting.suspect):
             executions, recorded = self._witness(executions, on_training_thread)
         if self._captured.dropped_hooks:
             self.notes.append(f"forward hooks of the user's were not run: {self._captured.dropped_hooks}")
@@ -182,7 +183,7 @@ class _Run:
         leaves = [t for t in _floats(result) if t.requires_grad]
         if not leaves:
             return
-        recorder.sets_generator |= not leave_generators_alone(leaves)
+        recorder.sets_generator |= self._setting.suspect or not leave_generators_alone(leaves)
         if recorder.sets_generator and not on_training_thread:
             raise NeedsTrainingThreadError
         loss = sum(leaf.abs().sum() if leaf.is_complex() else leaf.sum() for leaf in leaves)

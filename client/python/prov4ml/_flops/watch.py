@@ -18,7 +18,7 @@ CALLS = 128
 
 
 class Watch:
-    """Evidence about one model. Used by one thread at a time."""
+    """Evidence about one model. Threads that use it together may walk twice, no more."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.digest = 0
@@ -38,14 +38,15 @@ class Watch:
         self._calls += 1
         if self._calls >= CALLS or model.training is not self._training:
             return self.walk(model)
-        references, bits = self._slices[self._next]
+        slices = self._slices
+        references, bits = slices[self._next % len(slices)]
         try:
             if [reference().requires_grad for reference in references] != bits:
                 return self.walk(model)
         except AttributeError:  # a parameter that is gone
             return self.walk(model)
-        if len(self._slices) > 1:
-            self._next = (self._next + 1) % len(self._slices)
+        if len(slices) > 1:
+            self._next += 1
         return self.digest
 
     def walk(self, model: torch.nn.Module) -> int:
