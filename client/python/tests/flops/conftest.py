@@ -65,8 +65,11 @@ def cost(counter: Callable[[Dict[str, Any]], Dict[str, Any]]) -> Callable[..., C
 
     def of(model: Any, batch: Any, step: Any = None) -> Cost:
         answer = _flops.batch_cost(model, batch)
-        if step is not None:
+        if not answer.done():
+            # What only this thread may do is done in its next call.
             _settle()
+            _flops.batch_cost(model, batch)
+        if step is not None:
             step()
         fragment = answer.result(SECONDS)
         operators = fragment.get("operators") or _flops.operators(fragment["signature"])

@@ -140,3 +140,44 @@ def test_an_epoch_of_counted_batches(register: Any) -> None:
     register(Model, lambda model, batch: 0)
     assert "no count" in _flops.epoch_cost(Model(), [[1, 2], [3]]).result(1)["incompleteReason"]
     assert counters.total([]) == {"incompleteReason": "the epoch has no batches"}
+
+
+class Stubborn(torch.nn.Module):
+    """Cannot be traced, and knows its own cost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(8, 8)
+
+    def forward(self, x: Any) -> Any:
+        return self.linear(x) if x.sum() > 0 else x
+
+    def flops(self, batch: Any) -> int:
+        return 10 * len(batch)
+
+
+def test_a_torch_models_own_method_is_the_last_rung() -> None:
+    model = Stubborn()
+    answer = _flops.batch_cost(model, torch.randn(3, 8))
+    _flops.close(10)
+    assert answer.result(10)["count"] == {"method": "user", "forward": "30"}
+
+
+def test_a_traceable_models_own_method_is_not_asked() -> None:
+    class Traceable(Stubborn):
+        def forward(self, x: Any) -> Any:
+            return self.linear(x)
+
+        def flops(self, batch: Any) -> int:
+            raise AssertionError
+
+    assert "operators" in _flops.batch_cost(Traceable(), torch.randn(3, 8)).result(30)
+
+
+def test_registering_later_takes_effect(register: Any) -> None:
+    model = torch.nn.Linear(8, 4)
+    assert "operators" in _flops.batch_cost(model, torch.randn(2, 8)).result(30)
+    register(torch.nn.Linear, lambda model, batch: 7)
+    assert _count(model, torch.randn(2, 8)) == {"method": "user", "forward": "7"}
+    register(torch.nn.Linear, None)
+    assert "signature" in _flops.batch_cost(model, torch.randn(2, 8)).result(30)

@@ -411,3 +411,27 @@ def test_detection_model_is_watched(cost: Callable[..., Any]) -> None:
     boxes = torch.randn(6, 8)
     counted = cost(model, (boxes, torch.zeros(6)), step=lambda: model(boxes))
     assert counted.forward == linear(6, 8, 1) + linear(6, 8, 8)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_closed_form_of_a_decoder_equals_its_trace(training: bool, cost: Callable[..., Any]) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes: Dict[str, Any] = {
+        "vocab_size": 100,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    batch = {"input_ids": torch.zeros(2, 16, dtype=torch.long), "attention_mask": torch.ones(2, 16, dtype=torch.long)}
+    traced = cost(transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).train(training), batch)
+    config = transformers.LlamaConfig(**sizes, attn_implementation="flex_attention")
+    model = transformers.LlamaForCausalLM(config).train(training)
+    counted = cost(model, batch)
+    assert counted.method == "closed_form"
+    assert counted.pair == traced.pair
+    assert "flex_attention" in counted.notes[0]
+    # With part of the model frozen the bits would have to be guessed.
+    model.lm_head.weight.requires_grad_(False)
+    assert "flex_attention" in cost(model, batch).missing
