@@ -3,8 +3,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //
 // Moves processes that exist already into a tree that is being made, or out of one that is given up: a task iterator,
-// read by the agent until a whole pass changes nothing. A child that is forked behind the iterator's back inherits from a
-// parent that either was moved before, so the child is right, or is moved in this pass, so there is another.
+// read by the agent until a whole pass changes nothing. A child that is forked behind the iterator's back inherits from
+// a parent that either was moved before, so the child is right, or is moved in this pass, so there is another.
 #include "usage.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

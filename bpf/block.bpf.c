@@ -2,8 +2,8 @@
 
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //
-// Who pays for a block I/O: decided once for each bio, when it is submitted (block_bio_queue fires once for a bio, not again
-// for what is split off it).
+// Who pays for a block I/O: decided once for each bio, when it is submitted (block_bio_queue fires once for a bio, not
+// again for what is split off it).
 //
 // In this order:
 //   0  the submitter is the lower layer of a stack                   -> lower
@@ -18,7 +18,8 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-// Folios of one bio that are looked at. The rest goes to the last owner, and is counted as a loss where it may be another's.
+// Folios of one bio that are looked at. The rest goes to the last owner, and is counted as a loss where it may be
+// another's.
 #define MAX_STEPS 1024
 
 // A bio_vec; its layout never changed.
@@ -224,7 +225,8 @@ static __always_inline void charge_write(struct walk *w, struct bio *bio)
 static __always_inline void charge_read(struct bio *bio, __u32 dev, __u32 tree, __u64 bytes)
 {
 	struct vec v = {};
-	bpf_probe_read_kernel(&v, sizeof(v), (void *)(address_of(bio->bi_io_vec) + (__u64)bio->bi_iter.bi_idx * sizeof(v)));
+	bpf_probe_read_kernel(&v, sizeof(v),
+			      (void *)(address_of(bio->bi_io_vec) + (__u64)bio->bi_iter.bi_idx * sizeof(v)));
 	struct folio_view f;
 	view_folio(v.page, &f);
 	if (page_bit(f.flags, PG_swapbacked) && page_bit(f.flags, PG_swapcache)) {
@@ -237,7 +239,8 @@ static __always_inline void charge_read(struct bio *bio, __u32 dev, __u32 tree, 
 	if (miss) {
 		struct inode *inode = BPF_CORE_READ((struct address_space *)mapping, host);
 		if (inode && is_block_device(inode) && BPF_CORE_READ(device_of_inode(inode), bd_holder)) {
-			count(dev, false, CLASS_METADATA, bytes); // of the file system on it, read ahead without the flag
+			count(dev, false, CLASS_METADATA,
+			      bytes); // of the file system on it, read ahead without the flag
 			return;
 		}
 	}
@@ -308,13 +311,13 @@ static __always_inline int charge(struct bio *bio, struct gendisk *disk)
 		return 0;
 	}
 	struct walk w = {
-		.vecs = (__u64)bio->bi_io_vec,
-		.disk = (__u64)disk,
-		.index = bio->bi_iter.bi_idx,
-		.done = bio->bi_iter.bi_bvec_done,
-		.left = bytes,
-		.submitter = current->flags & PF_KTHREAD ? TREE_UNKNOWN : tree,
-		.dev = dev,
+	    .vecs = (__u64)bio->bi_io_vec,
+	    .disk = (__u64)disk,
+	    .index = bio->bi_iter.bi_idx,
+	    .done = bio->bi_iter.bi_bvec_done,
+	    .left = bytes,
+	    .submitter = current->flags & PF_KTHREAD ? TREE_UNKNOWN : tree,
+	    .dev = dev,
 	};
 	charge_write(&w, bio);
 	return 0;

@@ -60,10 +60,10 @@ static __always_inline int made_dirty(__u64 page, struct address_space *mapping)
 	if (!o) {
 		// Dirty pages without an entry: dirtied before attaching, by a kernel thread, or the entry was lost.
 		struct inode_owner fresh = {
-			.tree = clean ? tree : TREE_UNKNOWN,
-			.epoch = bpf_ktime_get_ns(),
-			.number = inode->i_ino,
-			.generation = inode->i_generation,
+		    .tree = clean ? tree : TREE_UNKNOWN,
+		    .epoch = bpf_ktime_get_ns(),
+		    .number = inode->i_ino,
+		    .generation = inode->i_generation,
 		};
 		if (bpf_map_update_elem(&inodes, &key, &fresh, BPF_ANY)) {
 			lose(LOSS_INODES);
@@ -109,8 +109,8 @@ int BPF_PROG(dirty_page, struct page *page, struct address_space *mapping)
 	return mapping ? made_dirty(address_of(page), mapping) : 0;
 }
 
-// Entries that nothing will ask for again: the inode is wholly clean or gone, or the page's entry is of an earlier epoch. The
-// agent runs this when the maps have filled up some more.
+// Entries that nothing will ask for again: the inode is wholly clean or gone, or the page's entry is of an earlier
+// epoch. The agent runs this when the maps have filled up some more.
 struct swept {
 	__u64 now;
 	__u32 inodes_left;

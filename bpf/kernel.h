@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //
-// The kernel types that the programs read, trimmed to the fields they use. Every record is relocated against the running
-// kernel's BTF at load time (CO-RE), so order and offsets here mean nothing. A suffix after ___ names a flavour: the same
-// kernel type as another version has it.
+// The kernel types that the programs read, trimmed to the fields they use. Every record is relocated against the
+// running kernel's BTF at load time (CO-RE), so order and offsets here mean nothing. A suffix after ___ names a
+// flavour: the same kernel type as another version has it.
 #ifndef PROV4ML_KERNEL_H
 #define PROV4ML_KERNEL_H
 

@@ -2,9 +2,9 @@
 
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //
-// How long a device takes: from the issue of a request to its completion. The request belongs to the tree of its first bio, which
-// the block program notes when the bio is submitted. Devices that take bios without making requests of them (zram, brd, dm) have
-// no latency.
+// How long a device takes: from the issue of a request to its completion. The request belongs to the tree of its first
+// bio, which the block program notes when the bio is submitted. Devices that take bios without making requests of them
+// (zram, brd, dm) have no latency.
 #include "maps.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -35,9 +35,9 @@ static __always_inline int issue(struct request *rq)
 		return 0;
 	}
 	struct flight f = {
-		.issued_nanos = bpf_ktime_get_ns(),
-		.tree = first->tree,
-		.write = (BPF_CORE_READ(rq, cmd_flags) & REQ_OP_MASK) != REQ_OP_READ,
+	    .issued_nanos = bpf_ktime_get_ns(),
+	    .tree = first->tree,
+	    .write = (BPF_CORE_READ(rq, cmd_flags) & REQ_OP_MASK) != REQ_OP_READ,
 	};
 	__u64 key = address_of(rq);
 	if (bpf_map_update_elem(&flights, &key, &f, BPF_ANY))

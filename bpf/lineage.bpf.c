@@ -33,8 +33,8 @@ int BPF_PROG(lineage_fork, struct task_struct *task, __u64 clone_flags)
 	return 0;
 }
 
-// A process whose leader thread has exited before the others: a thread of it that calls exec becomes the leader, with the old
-// one's pid and none of its storage.
+// A process whose leader thread has exited before the others: a thread of it that calls exec becomes the leader, with
+// the old one's pid and none of its storage.
 static __always_inline void hand_on(struct task_struct *leader, struct proc *p)
 {
 	struct signal_struct *sig = leader->signal;

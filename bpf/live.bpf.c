@@ -2,8 +2,8 @@
 
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //
-// What the living processes of one tree have used and hold in memory now. One BPF_PROG_RUN over the tree's members, so that
-// its cost follows the tree. Needs bpf_task_from_pid (6.2).
+// What the living processes of one tree have used and hold in memory now. One BPF_PROG_RUN over the tree's members, so
+// that its cost follows the tree. Needs bpf_task_from_pid (6.2).
 #include "usage.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -24,7 +24,7 @@ struct live {
 	__u64 rss_pages;
 	__u64 swap_pages;
 	__u32 processes;
-	__u32 each; // entries of each_live
+	__u32 each;    // entries of each_live
 	__u32 unknown; // members whose process could not be read
 	__u32 pad;
 };
@@ -54,9 +54,9 @@ struct {
 	__type(value, struct live_process);
 } each_live SEC(".maps");
 
-// Where each CPU's copies of per-CPU data lie: the address of a copy = the per-CPU pointer + the CPU's offset. The kernel gives
-// the offsets to nobody, but a per-CPU map is made of such pointers: its own pointer and the address of a CPU's copy differ by
-// the offset.
+// Where each CPU's copies of per-CPU data lie: the address of a copy = the per-CPU pointer + the CPU's offset. The
+// kernel gives the offsets to nobody, but a per-CPU map is made of such pointers: its own pointer and the address of a
+// CPU's copy differ by the offset.
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
@@ -161,7 +161,8 @@ static long add_process(void *map, struct member *key, __u32 *value, struct tree
 		struct task_struct *holder = (void *)t.mm_task;
 		read_rss(mm, &t, &rss, &swap);
 		hiwater = BPF_CORE_READ(mm, hiwater_rss);
-		// The mm is freed without waiting for readers: what was read counts only if it was still in use afterwards.
+		// The mm is freed without waiting for readers: what was read counts only if it was still in use
+		// afterwards.
 		if ((__u64)BPF_CORE_READ(holder, mm) != t.mm)
 			rss = swap = hiwater = 0;
 	}

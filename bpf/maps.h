@@ -97,7 +97,7 @@ struct proc {
 	__u32 lock;
 	__u32 folded; // it has exited, and base is in the tree's sums
 	__u32 pad;
-	struct usage base; // not, or no longer, this tree's
+	struct usage base;  // not, or no longer, this tree's
 	__u64 exited_rchar; // of its threads that have exited
 	__u64 exited_wchar;
 };
@@ -227,7 +227,8 @@ struct {
 	__type(value, __u64);
 } losses SEC(".maps");
 
-// Bios of trees on their way to a request, by address. Those that are merged into another's request stay until they are pushed out.
+// Bios of trees on their way to a request, by address. Those that are merged into another's request stay until they are
+// pushed out.
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, MAX_FLIGHTS);

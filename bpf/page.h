@@ -9,8 +9,8 @@
 // The low bits of page->mapping say that it is something else than a file's: anonymous, KSM, movable.
 #define MAPPING_FLAGS 3UL
 
-// xa_flags of a page cache: its own flags are the lowest bits; the marks for dirty, under writeback and about to be written
-// stand from __GFP_BITS_SHIFT on, which was 23 or more in every kernel.
+// xa_flags of a page cache: its own flags are the lowest bits; the marks for dirty, under writeback and about to be
+// written stand from __GFP_BITS_SHIFT on, which was 23 or more in every kernel.
 #define XA_MARKS 0xfff00000U
 
 #define PAGE_SIZE (1UL << page_shift)

@@ -2,8 +2,8 @@
 
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //
-// How long threads of a tree stand still because they have to free memory first: direct reclaim (the node is short) and memcg
-// reclaim (the cgroup is at its limit). The two may nest; the outer one counts.
+// How long threads of a tree stand still because they have to free memory first: direct reclaim (the node is short) and
+// memcg reclaim (the cgroup is at its limit). The two may nest; the outer one counts.
 #include "maps.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -2,12 +2,13 @@
 //
 // What a process has used, and how its share moves between trees.
 //
-// The kernel keeps the numbers of a thread in the thread until it is released, and adds them to the process's signal_struct
-// then, under signal->stats_lock. So the sum over a process is signal_struct + its threads, read like thread_group_cputime()
-// does: again when the lock's count has changed.
+// The kernel keeps the numbers of a thread in the thread until it is released, and adds them to the process's
+// signal_struct then, under signal->stats_lock. So the sum over a process is signal_struct + its threads, read like
+// thread_group_cputime() does: again when the lock's count has changed.
 //
-// Not so rchar and wchar: wait() adds those of a reaped child to the parent's signal_struct too. They are added up here when
-// a thread exits, from which moment on PF_EXITING keeps the thread out of the walk; nothing reads or writes after that.
+// Not so rchar and wchar: wait() adds those of a reaped child to the parent's signal_struct too. They are added up here
+// when a thread exits, from which moment on PF_EXITING keeps the thread out of the walk; nothing reads or writes after
+// that.
 #ifndef PROV4ML_USAGE_H
 #define PROV4ML_USAGE_H
 
@@ -16,9 +17,9 @@
 struct thread_walk {
 	__u64 node; // of the next thread
 	__u64 head;
-	__u64 mm; // of any thread that still has one
+	__u64 mm;      // of any thread that still has one
 	__u64 mm_task; // that thread
-	__s64 rss[4];	   // not yet added to the mm, before 6.2
+	__s64 rss[4];  // not yet added to the mm, before 6.2
 	struct usage used;
 };
 

@@ -457,21 +457,19 @@ func (s step) writeByAIO(f *os.File) error {
 	if err != nil {
 		return err
 	}
-	type control struct {
-		data           uint64
-		key            uint32
-		rwFlags        int32
-		opcode         uint16
-		priority       int16
-		fd             uint32
-		buffer, n      uint64
-		offset         int64
-		reserved       uint64
-		flags, eventFD uint32
+	type control struct { // struct iocb
+		_      [16]byte
+		opcode uint16
+		_      uint16
+		fd     uint32
+		buffer uint64
+		bytes  uint64
+		offset int64
+		_      [16]byte
 	}
 	for at := s.At; at < s.At+s.Bytes; at += chunk {
 		const write = 1
-		c := &control{opcode: write, fd: uint32(f.Fd()), buffer: uint64(uintptr(unsafe.Pointer(&buffer[0]))), n: chunk, offset: at}
+		c := &control{opcode: write, fd: uint32(f.Fd()), buffer: uint64(uintptr(unsafe.Pointer(&buffer[0]))), bytes: chunk, offset: at}
 		list := [1]*control{c}
 		if _, _, errno := unix.Syscall(unix.SYS_IO_SUBMIT, context, 1, uintptr(unsafe.Pointer(&list))); errno != 0 {
 			return fmt.Errorf("io_submit: %w", errno)

@@ -124,7 +124,7 @@ func openTestKernel(t *testing.T) *kernel {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: loads BPF programs")
 	}
-	k, status, err := openKernel()
+	k, status, err := openKernel(nil)
 	for _, line := range status {
 		if !line.OK {
 			t.Errorf("%s: %s (%s)", line.Name, line.Reason, line.Cure)
@@ -179,9 +179,9 @@ type diskCase struct {
 
 // wanted are the tree's numbers and the class sums of the volume's devices.
 type wanted struct {
-	write, read, dirtied, miss  uint64
-	other, unattributed, zeroes uint64
-	otherRead                   uint64
+	write, read, dirtied, miss uint64
+	other, unattributed        uint64
+	otherRead                  uint64
 	// direct: written with O_DIRECT, for which btrfs goes through the page cache where it keeps checksums (6.15).
 	direct bool
 	// anyRead, anyDirtied: not looked at.

@@ -52,15 +52,11 @@ type tree struct {
 	last Counters
 }
 
-// openKernel loads the programs. It returns an error that wraps ErrUnsupported when trees cannot be followed at all; the status lines are
-// there in both cases.
-func openKernel() (*kernel, []probes.Status, error) {
-	k := &kernel{loaded: load(), pageBytes: uint64(os.Getpagesize()), trees: map[TreeID]*tree{}}
-	if k.reasons[groupTask] != "" || k.reasons[groupMemory] != "" {
-		reason := k.reasons[groupTask]
-		if reason == "" {
-			reason = k.reasons[groupMemory]
-		}
+// openKernel loads the programs. It returns an error that wraps ErrUnsupported when trees cannot be followed; the status lines are there
+// in both cases. What else cannot be had is in reasons.
+func openKernel(refuse func(program string) error) (*kernel, []probes.Status, error) {
+	k := &kernel{loaded: load(refuse), pageBytes: uint64(os.Getpagesize()), trees: map[TreeID]*tree{}}
+	if reason := k.reasons[groupTrees]; reason != "" {
 		return nil, k.status, errors.Join(fmt.Errorf("follow process trees by eBPF: %s: %w", reason, ErrUnsupported), k.close())
 	}
 	if err := k.prepare(); err != nil {
@@ -82,6 +78,9 @@ func (k *kernel) prepare() error {
 		return fmt.Errorf("read object: %w", err)
 	}
 	k.memberSpec = lineage.Maps[bpf.LineageMapMembers].InnerMap
+	if k.reasons[groupTask] != "" {
+		return nil
+	}
 	if k.liveMemory, err = mapMemory(k.maps[bpf.LiveMapLiveSum].FD(), unsafe.Sizeof(bpf.LiveLive{})); err != nil {
 		return err
 	}
@@ -91,6 +90,9 @@ func (k *kernel) prepare() error {
 	}
 	k.live = (*bpf.LiveLive)(unsafe.Pointer(&k.liveMemory[0]))
 	k.each = unsafe.Slice((*bpf.LiveLiveProcess)(unsafe.Pointer(&k.eachMemory[0])), entries)
+	if k.reasons[groupMemory] != "" {
+		return nil
+	}
 	if _, err := runProgram(k.programs[bpf.LiveProgLearnOffsets].FD(), nil, 0); err != nil {
 		return fmt.Errorf("learn where per-CPU counters are: %w", err)
 	}
@@ -160,7 +162,12 @@ func (k *kernel) Close() error {
 	k.sweeper.stop()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	err := errors.Join(unix.Munmap(k.liveMemory), unix.Munmap(k.eachMemory))
+	var err error
+	for _, memory := range [...][]byte{k.liveMemory, k.eachMemory} {
+		if memory != nil {
+			err = errors.Join(err, unix.Munmap(memory))
+		}
+	}
 	k.live, k.each = nil, nil
 	return errors.Join(err, k.close())
 }

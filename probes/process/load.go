@@ -27,6 +27,8 @@ const (
 	groupTask
 	groupMemory
 	groupReclaim
+	// groupTrees is none of a Snapshot's, but what all of them need.
+	groupTrees
 	groups
 )
 
@@ -45,7 +47,7 @@ type program struct {
 }
 
 func programs() []program {
-	all := []group{groupDisk, groupDirty, groupLatency, groupTask, groupMemory, groupReclaim}
+	all := []group{groupDisk, groupDirty, groupLatency, groupTask, groupMemory, groupReclaim, groupTrees}
 	reclaim, latency := []group{groupReclaim}, []group{groupLatency}
 	// takes: the event's arguments start with pointers to these structs. Not given: the program fits any.
 	takes := func(event string, structs ...string) func(*prototypes) bool {
@@ -156,12 +158,20 @@ type loaded struct {
 }
 
 // load puts each program into the kernel and attaches it. A program that fails leaves a line in status and its groups without eBPF;
-// nothing else.
-func load() *loaded {
+// nothing else. refuse, if not nil, lets a program fail by its name.
+func load(refuse func(name string) error) *loaded {
 	l := &loaded{maps: map[string]*ebpf.Map{}, programs: map[string]*ebpf.Program{}, cache: btf.NewCache()}
+	if lacking := missingCapabilities(); lacking != "" {
+		l.refuse(fmt.Errorf("the agent lacks %s: %w", lacking, unix.EPERM))
+		return l
+	}
 	kernel, err := l.cache.Kernel()
 	if err != nil {
 		l.refuse(fmt.Errorf("read kernel BTF: %w", err))
+		return l
+	}
+	if err := raiseMemlock(); err != nil {
+		l.refuse(err)
 		return l
 	}
 	if l.cpus, err = ebpf.PossibleCPU(); err != nil {
@@ -177,7 +187,14 @@ func load() *loaded {
 				l.report(p, fmt.Errorf("tracepoint %s: %w", p.event, ErrUnsupported))
 				continue
 			}
-			l.report(p, l.add(p))
+			var err error
+			if refuse != nil {
+				err = refuse(p.name)
+			}
+			if err == nil {
+				err = l.add(p)
+			}
+			l.report(p, err)
 		case !l.mentioned(p.label) && (i+1 == len(all) || all[i+1].label != p.label):
 			// The last variant, and none has fitted.
 			l.report(p, fmt.Errorf("arguments of tracepoint %s: %w", p.event, ErrUnsupported))
@@ -310,6 +327,24 @@ func cureOf(err error) string {
 		return "needs another kernel"
 	}
 	return ""
+}
+
+// raiseMemlock lifts the limit on locked memory on kernels before 5.11, which count BPF maps against it; later ones count them in the
+// memory cgroup, and the limit is left alone.
+func raiseMemlock() error {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return fmt.Errorf("read kernel version: %w", err)
+	}
+	var major, minor int
+	if n, _ := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &major, &minor); n < 2 || major > 5 || major == 5 && minor >= 11 {
+		return nil
+	}
+	unlimited := unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
+	if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unlimited); err != nil {
+		return fmt.Errorf("lift the limit on locked memory (ulimit -l unlimited): %w", err)
+	}
+	return nil
 }
 
 // missingCapabilities names what the process lacks of what loading needs; CAP_SYS_ADMIN stands for both.

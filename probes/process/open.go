@@ -1,6 +1,8 @@
 package process
 
 import (
+	"fmt"
+
 	"github.com/prov4ml/agent/probes"
 )
 
@@ -8,21 +10,31 @@ import (
 type Config struct {
 	// ProcRoot is where procfs is mounted; empty = /proc.
 	ProcRoot string
-	// NoEBPF measures by procfs alone; it says why, since users read it as the reason of what is missing.
+	// NoEBPF, when not empty, measures by procfs alone; the text is what users read as the reason of what is missing.
 	NoEBPF string
 }
 
-// Open starts measuring: by eBPF, or by procfs where trees cannot be followed by eBPF, which Status explains. It does not fail for
-// want of rights or of kernel features.
+// Open starts measuring: by eBPF, and by procfs what eBPF does not give on this node, which may be all. Status says what and why. It
+// does not fail for want of rights or of kernel features.
 func Open(config Config) (Probe, error) {
+	return open(config, nil)
+}
+
+func open(config Config, refuse func(program string) error) (Probe, error) {
+	files := ProcfsConfig{Root: config.ProcRoot, Missing: config.NoEBPF}
 	if config.NoEBPF != "" {
-		return NewProcfs(ProcfsConfig{Root: config.ProcRoot, Missing: config.NoEBPF}), nil
+		return NewProcfs(files), nil
 	}
-	k, status, err := openKernel()
-	if err == nil {
-		return k, nil
+	k, status, err := openKernel(refuse)
+	if err != nil {
+		files.Missing = missing(status, err)
+		return &fallback{Probe: NewProcfs(files), kernel: status}, nil
 	}
-	return &fallback{Probe: NewProcfs(ProcfsConfig{Root: config.ProcRoot, Missing: missing(status, err)}), kernel: status}, nil
+	if k.reasons[groupDisk] == "" && k.reasons[groupTask] == "" && k.reasons[groupMemory] == "" {
+		return k, nil // procfs has nothing to add
+	}
+	files.Missing = missing(status, nil)
+	return &composed{kernel: k, files: NewProcfs(files), ids: map[TreeID]TreeID{}}, nil
 }
 
 // missing is the reason and the cure in one sentence.
@@ -35,7 +47,7 @@ func missing(status []probes.Status, err error) string {
 			return line.Name + ": " + line.Reason
 		}
 	}
-	return err.Error()
+	return fmt.Sprint(err)
 }
 
 // fallback is procfs with the lines that say why not eBPF.

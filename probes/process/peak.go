@@ -93,7 +93,7 @@ func (s *kernelSampler) run(k *kernel) {
 func (s *kernelSampler) sample(k *kernel) (next time.Duration, again bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if len(s.peaks) == 0 {
+	if len(s.peaks) == 0 || k.reasons[groupTask] != "" {
 		return 0, false
 	}
 	began := time.Now()
@@ -162,6 +162,9 @@ func (p *kernelPeak) Close() {
 
 // readPeak ends the window, reads its peak and starts the next.
 func (k *kernel) readPeak(p *kernelPeak, dst *PeakReading) error {
+	if k.reasons[groupTask] != "" {
+		return nil
+	}
 	p.now = p.now[:0]
 	var exited treeExits
 	var sums bpf.LineageSums

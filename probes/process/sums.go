@@ -18,6 +18,7 @@ import (
 func (k *kernel) readTree(id TreeID, known *tree, dst *Tree) error {
 	dst.ID = id
 	var sums bpf.LineageSums
+	var living bpf.LiveLive
 	for range 8 {
 		if err := k.readSums(id, &sums); err != nil {
 			return err
@@ -25,9 +26,13 @@ func (k *kernel) readTree(id TreeID, known *tree, dst *Tree) error {
 		if sums.FoldsBegun != sums.FoldsDone {
 			continue
 		}
+		if k.reasons[groupTask] != "" {
+			break
+		}
 		if err := k.readLive(id, false); err != nil {
 			return err
 		}
+		living = *k.live
 		folds := sums.FoldsDone
 		if err := k.readSums(id, &sums); err != nil {
 			return err
@@ -36,7 +41,7 @@ func (k *kernel) readTree(id TreeID, known *tree, dst *Tree) error {
 			break
 		}
 	}
-	used := k.live.Used
+	used := &living.Used
 	dst.Counters = Counters{
 		DiskReadBytes:          sums.ReadBytes,
 		DiskWriteBytes:         sums.WriteBytes,
@@ -60,9 +65,9 @@ func (k *kernel) readTree(id TreeID, known *tree, dst *Tree) error {
 		}
 	}
 	dst.Gauges = Gauges{
-		RSSBytes:  k.live.RssPages * k.pageBytes,
-		SwapBytes: k.live.SwapPages * k.pageBytes,
-		Processes: uint64(k.live.Processes),
+		RSSBytes:  living.RssPages * k.pageBytes,
+		SwapBytes: living.SwapPages * k.pageBytes,
+		Processes: uint64(living.Processes),
 	}
 	known.forward(&dst.Counters)
 	return nil

@@ -429,7 +429,7 @@ func TestSweep(t *testing.T) {
 }
 
 func BenchmarkSnapshotOfOne(b *testing.B) {
-	k, _, err := openKernel()
+	k, _, err := openKernel(nil)
 	if err != nil {
 		b.Fatal(err)
 	}
