@@ -22,7 +22,7 @@ const busyTimeout = 5 * time.Second
 type database struct {
 	path string
 
-	// For the writer goroutine alone: one connection, since a transaction belongs to one.
+	// For the holder of Store.turn: one connection, since a transaction belongs to one.
 	writer *sql.DB
 	conn   *sql.Conn
 	begin, commit, rollback,

@@ -12,13 +12,13 @@ import (
 const (
 	// checkpointBytes is about what the log grows between two checkpoints.
 	checkpointBytes = 8 << 20
-	// heldPages is the length of the log (in pages of 4 KiB: 64 MiB) beyond which a checkpoint may hold the writer.
+	// heldPages is the length of the log (in pages of 4 KiB: 64 MiB) beyond which a checkpoint may hold up commits.
 	heldPages = 16384
 	// logKeptBytes is the size to which SQLite cuts the log when it starts it anew.
 	logKeptBytes = 16 << 20
 )
 
-// written is called by the writer after each commit of some bytes of records.
+// written is called after each commit of some bytes of records.
 func (s *Store) written(bytes int) {
 	select {
 	case s.unsynced <- struct{}{}:
@@ -77,7 +77,7 @@ func (s *Store) checkpoint(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		if err := s.read(s.copyLog); err != nil {
+		if err := s.copyLog(); err != nil {
 			s.countFailedSync(err)
 		}
 	}
@@ -85,24 +85,26 @@ func (s *Store) checkpoint(ctx context.Context) {
 
 // copyLog copies the log into the file. The log starts anew with the first commit that finds all of it copied and no reader
 // in it. A commit that comes during a pass spoils that, so up to three passes follow each other, each with less to copy and
-// none holding up the writer. Only when the writer leaves no gap at all and the log has grown long, a last short pass holds it.
-func (s *Store) copyLog(db *database) error {
+// none holding up a commit. Only when commits leave no gap at all and the log has grown long, a last short pass holds them up.
+func (s *Store) copyLog() error {
 	const passes = 3
 	var pages int64
+	pass := func(db *database) (err error) {
+		pages, err = db.copyLog()
+		return err
+	}
 	for range passes {
 		before := s.transactions.Load()
-		var err error
-		if pages, err = db.copyLog(); err != nil || s.transactions.Load() == before {
+		if err := s.read(pass); err != nil || s.transactions.Load() == before {
 			return err
 		}
 	}
 	if pages < s.heldPages {
 		return nil
 	}
-	s.gate.Lock()
-	defer s.gate.Unlock()
-	_, err := db.copyLog()
-	return err
+	s.turn.Lock()
+	defer s.endTurn()
+	return pass(s.db)
 }
 
 // copyLog copies what the log holds when it begins, and returns how many pages that were since the log started.

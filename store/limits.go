@@ -20,11 +20,10 @@ const (
 
 // enforceLimits removes the oldest records while they are too many or too old. All destinations read in order, so the oldest
 // are also those that were delivered first: one rule serves both. One call removes a bounded number and asks to be called
-// again if there is more to do. The writer calls it after each batch and every minute.
-func (s *Store) enforceLimits(wrote int) {
+// again if there is more to do.
+func (s *Store) enforceLimits() {
 	now := s.config.Now()
-	s.sinceLook += int64(wrote)
-	over := s.sinceLook >= min(lookBytes, s.config.MaxBytes/16)
+	over := s.isLookDue()
 	old := s.config.MaxAge > 0 && now.Sub(s.looked) >= housekeepingEvery
 	if !over && !old {
 		return
@@ -46,6 +45,9 @@ func (s *Store) enforceLimits(wrote int) {
 		s.looked = now
 	}
 }
+
+// isLookDue says whether enough has been written to look at the size again.
+func (s *Store) isLookDue() bool { return s.sinceLook >= min(lookBytes, s.config.MaxBytes/16) }
 
 // excess returns the last of the records that must go now; 0 = none.
 func (s *Store) excess(now time.Time, over, old bool) (through int64, err error) {
@@ -127,9 +129,11 @@ func (s *Store) takenByAll() int64 {
 	return taken
 }
 
+func (s *Store) isForgettingDue() bool { return s.sinceForget >= s.keptProcesses }
+
 // forget drops the processes that logged longest ago, once as many records were added as processes are kept.
-func (s *Store) forget(added int) {
-	if s.sinceForget += added; s.sinceForget < s.keptProcesses {
+func (s *Store) forget() {
+	if !s.isForgettingDue() {
 		return
 	}
 	s.sinceForget = 0

@@ -20,12 +20,17 @@ type entry struct {
 	done chan struct{}
 }
 
-func (e *entry) wait(ctx context.Context) (int64, error) {
+// wait is what Append returns.
+func (s *Store) wait(ctx context.Context, e *entry) (int64, error) {
 	select {
 	case <-e.done:
 		return e.seq, e.err
 	default:
 	}
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	s.lead(e)
 	select {
 	case <-e.done:
 		return e.seq, e.err
@@ -69,7 +74,7 @@ func (b *batch) empty() bool {
 // batchRecords bounds a commit, so that the first of many waiting calls need not wait for the last.
 const batchRecords = 1024
 
-// queue holds what the writer has not taken yet. Only the writer takes.
+// queue holds what is not committed yet. Only the holder of Store.turn takes.
 type queue struct {
 	maxBytes int
 	// ready holds a token when something may be waiting, or when the queue is closed.
@@ -151,13 +156,9 @@ func (q *queue) take(b *batch) (open bool) {
 		rest := copy(q.batch.entries, q.batch.entries[batchRecords:])
 		clear(q.batch.entries[rest:])
 		q.batch.entries = q.batch.entries[:rest]
-		q.signal()
 	}
 	for _, e := range b.entries {
 		q.bytes -= e.bytes()
-	}
-	if q.closed && !b.empty() {
-		q.signal() // come back and find it empty
 	}
 	return !q.closed || !b.empty()
 }
@@ -172,6 +173,13 @@ func (q *queue) close() bool {
 	q.closed = true
 	q.signal()
 	return true
+}
+
+// isWaiting says whether the writer has something to do: commit, or end.
+func (q *queue) isWaiting() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return !q.batch.empty() || q.closed
 }
 
 // waiting says how much waits.

@@ -75,6 +75,13 @@ func (r *Reader) Next(ctx context.Context, maxRecords, maxBytes int) ([]Stored, 
 	}
 }
 
+// Behind returns how many records stand behind seq: 0 says that Next could not have returned more than up to it.
+func (r *Reader) Behind(seq int64) int64 {
+	r.store.mu.Lock()
+	defer r.store.mu.Unlock()
+	return r.store.last - max(seq, r.store.removed)
+}
+
 // Advance moves the cursor to seq, a number that Next has returned or the cursor's own, and keeps state beside it: for a
 // file, its inode and length. It returns when the move is committed. After a power cut the cursor may stand up to a second
 // behind, never before a record that is lost; a destination whose own data must not be behind the cursor syncs it first.

@@ -48,6 +48,9 @@ func TestReaderKeepsItsPlaceAndState(t *testing.T) {
 		t.Errorf("a new cursor stands at %d with state %q", traces.Seq(), traces.State())
 	}
 	wantRange(t, next(t, traces, 10), 1, 10)
+	if behind := traces.Behind(10); behind != n-10 {
+		t.Errorf("%d records stand behind the tenth, want %d", behind, n-10)
+	}
 	wantRange(t, next(t, traces, 20), 1, 20)
 	if err := traces.Advance(t.Context(), 10, []byte("inode 7, 900 bytes")); err != nil {
 		t.Fatal(err)

@@ -109,21 +109,21 @@ type Store struct {
 	config Config
 	lock   *fileLock
 	queue  queue
-	writer sync.WaitGroup // ends when the queue is closed and empty
+	writer sync.WaitGroup // the writer; it ends when the queue is closed and empty
 	others sync.WaitGroup // the syncer and the checkpointer; stop ends them
 	stop   context.CancelFunc
 
 	// Tokens: something was committed since the last sync; enough was committed for a checkpoint.
 	unsynced, unsaved chan struct{}
-	// gate is held during a transaction, transactions counts them.
-	gate         sync.Mutex
-	transactions atomic.Uint64
+	transactions      atomic.Uint64 // that were begun
 
 	// The constants of these names; tests lower them.
 	heldPages     int64
 	keptProcesses int
 
-	// For the writer goroutine alone.
+	// turn is held by who writes the file. It guards what follows, and the writing part of db.
+	turn            sync.Mutex
+	batch           batch     // what is being committed
 	sinceCheckpoint int       // about what the log has grown since then, bytes
 	sinceLook       int64     // bytes of records since the size was looked at
 	sinceForget     int       // records since the processes were thinned out
@@ -131,11 +131,12 @@ type Store struct {
 	troubled        time.Time // when the file last failed
 	broken          bool      // db is closed: the damaged file could not be replaced yet
 
-	// swap is held for writing while a damaged file is replaced, for reading while one is used.
+	// swap is held for writing, besides turn, while a damaged file is replaced; for reading while the file is read.
 	swap sync.RWMutex
 	db   *database
 
-	mu      sync.Mutex // guards what follows; the writer alone changes last and removed, and reads them without it
+	// mu guards what follows. Who holds turn alone changes last and removed, and reads them without mu.
+	mu      sync.Mutex
 	closed  bool
 	news    chan struct{}
 	last    int64 // the last committed record's number
@@ -302,7 +303,7 @@ func (s *Store) Append(rec *record.LogCall, process string, state []byte) (wait 
 		}
 		return func(context.Context) (int64, error) { return 0, err }
 	}
-	return e.wait
+	return func(ctx context.Context) (int64, error) { return s.wait(ctx, e) }
 }
 
 // Recall returns the state that was last committed for a process; nil if there is none.

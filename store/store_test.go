@@ -253,7 +253,7 @@ func TestCloseCommitsWhatIsQueuedAndRefusesTheRest(t *testing.T) {
 
 func TestAppendRefusesWhenTheQueueIsFull(t *testing.T) {
 	s := open(t, func(c *Config) { c.MaxQueueBytes = 16 << 10 })
-	s.gate.Lock() // the disk hangs
+	s.turn.Lock() // the disk hangs
 	refused, waits := 0, []func(context.Context) (int64, error){}
 	for n := range 100 {
 		wait := s.Append(sample(n), "p", nil)
@@ -274,7 +274,7 @@ func TestAppendRefusesWhenTheQueueIsFull(t *testing.T) {
 	if st := s.Stats(); st.Refused != uint64(refused) || st.QueuedBytes > 16<<10 {
 		t.Errorf("stats: %+v", st)
 	}
-	s.gate.Unlock()
+	s.endTurn()
 	for _, wait := range waits {
 		if _, err := wait(t.Context()); err != nil {
 			t.Fatal(err)

@@ -12,9 +12,9 @@ import (
 // housekeepingEvery is how often an idle writer looks for records that have grown too old.
 const housekeepingEvery = time.Minute
 
-// write is the writer: the only goroutine that changes the file. It ends when the queue is closed and empty.
+// write is the writer: the goroutine that commits what nobody commits himself, and keeps the limits. It ends when the queue is
+// closed and empty.
 func (s *Store) write() {
-	var b batch
 	clock := time.NewTicker(housekeepingEvery)
 	defer clock.Stop()
 	for {
@@ -22,23 +22,57 @@ func (s *Store) write() {
 		case <-s.queue.ready:
 		case <-clock.C:
 		}
-		if open := s.queue.take(&b); !open {
+		if !s.turn.TryLock() {
+			continue // who has it looks at the queue afterwards
+		}
+		open := s.commitQueue()
+		s.enforceLimits()
+		s.forget()
+		s.endTurn()
+		if !open {
 			return
 		}
-		for _, x := range b.suspicions {
-			x.err = s.replace(x.db, x.why)
-			close(x.done)
-		}
-		wrote := s.commitBatch(&b)
-		s.enforceLimits(wrote)
-		s.forget(len(b.entries))
 	}
 }
 
-// commitBatch commits b and tells everyone who waits for it. It returns about how many bytes it has added to the file.
-func (s *Store) commitBatch(b *batch) (bytes int) {
+// lead lets a caller that waits commit the queue, its own entry in it, if nobody else is writing now. Handing the entry to the
+// writer and waiting for the answer would take two switches between threads, as long as the commit itself.
+func (s *Store) lead(e *entry) {
+	if !s.turn.TryLock() {
+		return
+	}
+	defer s.endTurn()
+	select {
+	case <-e.done:
+	default:
+		s.commitQueue()
+	}
+}
+
+// endTurn gives up the right to write, and calls the writer for what has come meanwhile.
+func (s *Store) endTurn() {
+	due := s.isLookDue() || s.isForgettingDue()
+	s.turn.Unlock()
+	if due || s.queue.isWaiting() {
+		s.queue.signal()
+	}
+}
+
+// commitQueue commits a batch of what waits. open is false when the queue is closed and nothing is left.
+func (s *Store) commitQueue() (open bool) {
+	open = s.queue.take(&s.batch)
+	for _, x := range s.batch.suspicions {
+		x.err = s.replace(x.db, x.why)
+		close(x.done)
+	}
+	s.commitBatch(&s.batch)
+	return open
+}
+
+// commitBatch commits b and tells everyone who waits for it.
+func (s *Store) commitBatch(b *batch) {
 	if len(b.entries) == 0 && len(b.moves) == 0 {
-		return 0
+		return
 	}
 	first, err := s.put(b)
 	if damaged(err) && s.replace(s.db, err) == nil {
@@ -46,7 +80,7 @@ func (s *Store) commitBatch(b *batch) (bytes int) {
 	}
 	if err != nil {
 		s.fail(b, err)
-		return 0
+		return
 	}
 	s.mu.Lock()
 	s.last += int64(len(b.entries))
@@ -59,6 +93,7 @@ func (s *Store) commitBatch(b *batch) (bytes int) {
 	s.stats.Commits++
 	s.wake()
 	s.mu.Unlock()
+	bytes := 0
 	for i, e := range b.entries {
 		e.seq = first + int64(i)
 		bytes += len(e.blob) + len(e.state)
@@ -68,11 +103,12 @@ func (s *Store) commitBatch(b *batch) (bytes int) {
 	for _, m := range b.moves {
 		close(m.done)
 	}
+	s.sinceLook += int64(bytes)
+	s.sinceForget += len(b.entries)
 	s.written(bytes)
-	return bytes
 }
 
-// put writes a batch and returns the number of its first record. Only this goroutine replaces s.db, so it needs no lock.
+// put writes a batch and returns the number of its first record.
 func (s *Store) put(b *batch) (first int64, err error) {
 	if s.broken {
 		if err := s.reopen(); err != nil {
@@ -112,10 +148,8 @@ func (s *Store) trouble(err error) {
 	s.troubled = now
 }
 
-// transact runs f inside a transaction. The checkpointer can hold it off by the gate.
+// transact runs f inside a transaction.
 func (s *Store) transact(db *database, f func() error) error {
-	s.gate.Lock()
-	defer s.gate.Unlock()
 	s.transactions.Add(1)
 	ctx := context.Background()
 	if _, err := db.begin.ExecContext(ctx); err != nil {
