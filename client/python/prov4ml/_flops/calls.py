@@ -115,9 +115,9 @@ def _sequence(wants: _Wants, batch: Sequence[Any], depth: int) -> Iterator[Call]
     if names is not None and wants.required and all(name in names for name in wants.required):
         yield from _named(wants, dict(zip(names, items)), batch)
     count = len(wants.required)
-    if len(items) == 2 and isinstance(items[0], (tuple, list)) and isinstance(items[1], dict):
-        if all(key in wants.names for key in items[1]) and items[1]:
-            yield Call(tuple(items[0]), dict(items[1]))
+    pair = len(items) == 2 and isinstance(items[0], (tuple, list)) and isinstance(items[1], dict) and items[1]
+    if pair and all(key in wants.names for key in items[1]):
+        yield Call(tuple(items[0]), dict(items[1]))
     if count >= 2:
         if len(items) >= count:
             yield Call(tuple(items[:count]), {})

@@ -1,13 +1,14 @@
 """Copies a structure of modules and plain objects without copying a single tensor.
 
 A copy is made twice. On the training thread the model and the batch are *captured*: every tensor becomes a Blueprint
-(size, stride, dtype, requires_grad), which costs no torch operation and keeps nothing of the training alive. Later, on
-the tracing thread, `shadow` copies the captured structure again and puts meta or fake tensors in place of the blueprints.
+(size, stride, dtype, requires_grad), which costs no torch operation and keeps nothing of the training alive. Later,
+on the tracing thread, `shadow` copies the captured structure again and puts meta or fake tensors in place of the
+blueprints.
 
-Modules become empty shells of the same class with a copied ``__dict__``; no constructor, no ``__deepcopy__``, no hook of
-the user's runs. Plain containers, objects with a ``__dict__``, closures, bound methods and partials are rebuilt, so that
-what pointed at the model points at its copy. Whatever cannot be rebuilt (locks, handles, loggers, trainers, large
-arrays) is shared.
+Modules become empty shells of the same class with a copied ``__dict__``; no constructor, no ``__deepcopy__``, no hook
+of the user's runs. Plain containers, objects with a ``__dict__``, closures, bound methods and partials are rebuilt,
+so that what pointed at the model points at its copy. Whatever cannot be rebuilt (locks, handles, loggers, trainers,
+large arrays) is shared.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ _ATOMS = (
 
 # Objects of these packages hold on to the training (loaders, optimizers, trackers) or to the process (locks, files).
 _SHARED = (
-    "_io", "_thread", "accelerate", "asyncio", "concurrent", "datasets", "io", "lightning", "lightning_fabric", "logging",
+    "_io", "_thread", "accelerate", "asyncio", "concurrent", "datasets", "io", "lightning", "lightning_fabric",
+    "logging",
     "mlflow", "multiprocessing", "pandas", "PIL", "pytorch_lightning", "queue", "socket", "sqlite3", "tensorboard",
     "threading", "tokenizers", "torch._dynamo", "torch._inductor", "torch.cuda", "torch.distributed", "torch.jit",
     "torch.optim", "torch.profiler", "torch.utils.data", "torch.utils.tensorboard", "transformers.trainer", "wandb",
@@ -151,7 +153,7 @@ def blueprint(tensor: Any, keep: bool = False, values: bool = False) -> Blueprin
     """What a tensor is without its data. Raises UnshadowableError."""
     if isinstance(tensor, Blueprint):
         return tensor
-    if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+    if torch.nn.parameter.is_lazy(tensor):
         raise UnshadowableError("a lazy module has no shapes before its first step")
     if type(tensor).__name__ == "DTensor":
         return _global(tensor)
@@ -214,7 +216,7 @@ class Copier:
             return known
         if isinstance(module, torch.jit.ScriptModule):
             raise UnshadowableError(f"{path or 'the model'} is a TorchScript module")
-        shell = object.__new__(_plain_class(type(module)))
+        shell: Any = object.__new__(_plain_class(type(module)))
         self._remember(module, shell)
         self.modules.append((path, shell))
         source = module.__dict__
@@ -286,10 +288,10 @@ class Copier:
         return known
 
     def _container(self, x: Any) -> Any:
-        cls = type(x)
+        cls: Any = type(x)
         if isinstance(x, dict):
             if cls is collections.defaultdict:
-                y: Any = collections.defaultdict(x.default_factory)
+                y: Any = collections.defaultdict(getattr(x, "default_factory", None))
             else:
                 y = cls.__new__(cls)
             self._remember(x, y)

@@ -1,8 +1,8 @@
 """Decoder-only language models whose configuration says what they execute.
 
-For models that neither trace nor may be watched (flex_attention, compiled code): every projection of a decoder runs once
-for each token, and attention has two products over the full square. Answers only where nothing is left to guess: each
-weight matrix is an embedding or a projection of a known name, and all parameters are trained or none is.
+For models that neither trace nor may be watched (flex_attention, compiled code): every projection of a decoder runs
+once for each token, and attention has two products over the full square. Answers only where nothing is left to guess:
+each weight matrix is an embedding or a projection of a known name, and all parameters are trained or none is.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _PROJECTIONS = frozenset(
 
 def operators(model: Any, plan: Any, setting: Setting) -> Optional[Dict[str, Any]]:
     """The operators of one batch; None where the closed form does not hold."""
-    config = getattr(model, "config", None)
-    layers = getattr(config, "num_hidden_layers", None)
-    heads = getattr(config, "num_attention_heads", None)
-    hidden = getattr(config, "hidden_size", None)
+    config: Any = getattr(model, "config", None)
+    layers: Any = getattr(config, "num_hidden_layers", None)
+    heads: Any = getattr(config, "num_attention_heads", None)
+    hidden: Any = getattr(config, "hidden_size", None)
     if not all(type(value) is int and value > 0 for value in (layers, heads, hidden)):
         return None
     if getattr(config, "is_encoder_decoder", False) or not hasattr(model, "lm_head"):
@@ -86,7 +86,8 @@ def _projections(model: torch.nn.Module) -> Optional[List[Tuple[str, Any]]]:
     for path, module in model.named_modules():
         if type(module) is torch.nn.Linear and path.split(".")[-1] in _PROJECTIONS:
             found.append((path, module))
-        elif not isinstance(module, torch.nn.Embedding):
-            if any(parameter is not None and parameter.dim() > 1 for parameter in module._parameters.values()):
-                return None
+        elif not isinstance(module, torch.nn.Embedding) and any(
+            parameter is not None and parameter.dim() > 1 for parameter in module._parameters.values()
+        ):
+            return None
     return found

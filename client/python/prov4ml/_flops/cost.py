@@ -35,7 +35,7 @@ class Cost:
         assert fragment is not None
         return fragment
 
-    def add_done_callback(self, fn: Callable[["Cost"], None]) -> None:
+    def add_done_callback(self, fn: Callable[[Cost], None]) -> None:
         """Calls fn(self) once the cost is known: now, or on the thread that completes it. What it raises is lost."""
         if self._fragment is None:
             with self._lock:
@@ -44,7 +44,7 @@ class Cost:
                     return
         self._call(fn)
 
-    def _call(self, fn: Callable[["Cost"], None]) -> None:
+    def _call(self, fn: Callable[[Cost], None]) -> None:
         try:
             fn(self)
         except Exception:  # a callback's fault is not the tracer's

@@ -124,7 +124,7 @@ def _decimal(value: Any, name: str, zero: bool) -> str:
     return text
 
 
-# --- JAX ---------------------------------------------------------------------------------------------------------------
+# --- JAX --------------------------------------------------------------------------------------------------------------
 
 
 def is_jax(model: Any) -> bool:
@@ -171,7 +171,7 @@ def jax_count(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Cou
         return missing("cost_analysis", f"jax's cost_analysis does not know: {err}")
 
 
-# --- Keras and TensorFlow ----------------------------------------------------------------------------------------------
+# --- Keras and TensorFlow ---------------------------------------------------------------------------------------------
 
 
 def is_keras(model: Any) -> bool:

@@ -10,7 +10,6 @@ the logged batches is what counts.
 
 from __future__ import annotations
 
-import collections.abc
 import sys
 import threading
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
@@ -64,7 +63,7 @@ def _is_dataset(dataset: Any) -> bool:
     return isinstance(dataset, _torch_data().Dataset)
 
 
-# --- sizes -------------------------------------------------------------------------------------------------------------
+# --- sizes ------------------------------------------------------------------------------------------------------------
 
 
 def _plan(dataset: Any) -> Plan:
@@ -157,7 +156,7 @@ def _unknown(reason: str) -> Plan:
     return Plan([], None, 0, False, reason)
 
 
-# --- shapes ------------------------------------------------------------------------------------------------------------
+# --- shapes -----------------------------------------------------------------------------------------------------------
 
 
 def _shapes(plan: Plan, seen: List[Any], owner: Any) -> Tuple[Optional[List[Tuple[int, Any]]], str]:
@@ -242,7 +241,7 @@ def _captured(read: Callable[[List[int]], Any], numbers: List[int]) -> Any:
     return capture_batch(read(numbers))
 
 
-# --- answers -----------------------------------------------------------------------------------------------------------
+# --- answers ----------------------------------------------------------------------------------------------------------
 
 
 def _combine(tracer: Any, state: Any, model: Any, shapes: List[Tuple[int, Any]], reason: str) -> Cost:
@@ -317,10 +316,10 @@ def _listed(tracer: Any, state: Any, model: Any, batches: Any) -> Cost:
 
 def _other(state: Any, model: Any, dataset: Any) -> Fragment:
     """An epoch of a model that is not torch's."""
-    fn = counters.registered(model)
-    own = counters.own_method(model)
-    if (fn is not None or own is not None) and isinstance(dataset, (list, tuple)):
-        return counters.total(
-            [counters.user_count(fn, model, b) if fn is not None else counters.user_count(own, b) for b in dataset]  # type: ignore[arg-type]
-        )
+    registered, own = counters.registered(model), counters.own_method(model)
+    if isinstance(dataset, (list, tuple)):
+        if registered is not None:
+            return counters.total([counters.user_count(registered, model, batch) for batch in dataset])
+        if own is not None:
+            return counters.total([counters.user_count(own, batch) for batch in dataset])
     return {"incompleteReason": "only a list of batches can be counted beforehand for a model that is not torch's"}

@@ -106,13 +106,13 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype)[6:]
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the executions of each operator."""
 
     supports_higher_order_operators = True
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.executions: Dict[Execution, int] = collections.Counter()
         self.path: List[str] = [""]
         self.backward = False
@@ -195,7 +195,7 @@ class Recorder(TorchDispatchMode):
         )
 
 
-class ShadowRecorder(Recorder):
+class ShadowRecorder(Recorder):  # type: ignore[no-untyped-call]
     """Records a trace on meta or fake tensors and keeps it harmless."""
 
     def __init__(self, device: str, cancelled: Callable[[], bool]) -> None:

@@ -1,8 +1,8 @@
 """Recurrent layers as one operator.
 
-On meta tensors a fused LSTM, GRU or RNN is run as thousands of small steps; the layer's shapes say as much. The function
-call is caught before it is taken apart, recorded under the operator's own schema, and answered with tensors of the right
-shapes. A packed sequence's lengths are the values of its batch_sizes.
+On meta tensors a fused LSTM, GRU or RNN is run as thousands of small steps; the layer's shapes say as much. The
+function call is caught before it is taken apart, recorded under the operator's own schema, and answered with tensors
+of the right shapes. A packed sequence's lengths are the values of its batch_sizes.
 """
 
 from __future__ import annotations

@@ -272,9 +272,8 @@ def shape_key(x: Any, values: bool, numbers: bool, depth: int = 0) -> Any:
     Takes tensors and blueprints alike, with equal results.
     """
     if isinstance(x, torch.Tensor):
-        if values and not x.is_floating_point() and x.dim() <= 1 and x.device.type == "cpu":
-            if x.numel() <= _MAX_VALUES:
-                return x.shape, x.dtype, x.requires_grad, tuple(x.tolist()) if x.dim() else x.item()
+        if values and _is_vector(x):
+            return x.shape, x.dtype, x.requires_grad, tuple(x.tolist()) if x.dim() else x.item()
         return x.shape, x.dtype, x.requires_grad
     cls = type(x)
     if cls is tuple or cls is list:
@@ -290,6 +289,10 @@ def shape_key(x: Any, values: bool, numbers: bool, depth: int = 0) -> Any:
     if cls is float or cls is str or cls is bytes:
         return cls
     return _other_key(x, values, numbers, depth)
+
+
+def _is_vector(x: torch.Tensor) -> bool:
+    return not x.is_floating_point() and x.dim() <= 1 and x.device.type == "cpu" and x.numel() <= _MAX_VALUES
 
 
 def _other_key(x: Any, values: bool, numbers: bool, depth: int) -> Any:

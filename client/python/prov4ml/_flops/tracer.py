@@ -2,9 +2,8 @@
 
 For a torch model, until one works:
 
-1. the user's registered counter;
-2. a trace of the shadow on meta tensors (with the values of short integer vectors where the forward wants them), then on
-   fake tensors;
+1. the user's registered counter; 2. a trace of the shadow on meta tensors (with the values of short integer vectors
+   where the forward wants them), then on fake tensors;
 3. the user's own next step with these shapes, watched;
 4. a closed form from the model's configuration;
 5. the model's own ``flops(batch)``;
@@ -12,14 +11,15 @@ For a torch model, until one works:
 
 For other models: the registered counter, JAX's or TensorFlow's own analysis, the model's own ``flops(batch)``.
 
-The shadow is built in the call, from the model as it is at that moment. The trace runs on one thread of our own, so that
-the first one, which makes torch import its compiler (a second), does not stall the training; a model whose code draws
-from Python's or numpy's generators is traced in the call instead, their state saved and restored.
+The shadow is built in the call, from the model as it is at that moment. The trace runs on one thread of our own, so
+that the first one, which makes torch import its compiler (a second), does not stall the training; a model whose code
+draws from Python's or numpy's generators is traced in the call instead, their state saved and restored.
 """
 
 from __future__ import annotations
 
 import atexit
+import functools
 import hashlib
 import json
 import os
@@ -97,7 +97,7 @@ class Tracer:
         self._closed = False
         self.cancelled = False
 
-    # --- batches -------------------------------------------------------------------------------------------------------
+    # --- batches ------------------------------------------------------------------------------------------------------
 
     def batch(self, model: Any, batch: Any) -> Cost:
         """The cost of one batch."""
@@ -185,9 +185,7 @@ class Tracer:
         entry.batch_size = job.batch_size
         entry.autocast = key[2]
 
-        def settle(operators: Dict[str, Any]) -> str:
-            return self.settle(entry, operators)
-
+        settle: Callable[[Dict[str, Any]], str] = functools.partial(self.settle, entry)
         own = counters.own_method(model)
         if own is not None:
             # The batch is kept until the trace has worked, for a model that can count it otherwise.
@@ -314,7 +312,7 @@ class Tracer:
         operators["signature"] = signature
         return operators
 
-    # --- models that are not torch's -----------------------------------------------------------------------------------
+    # --- models that are not torch's ----------------------------------------------------------------------------------
 
     def _other(self, state: State, model: Any, batch: Any) -> Cost:
         fn = counters.registered(model)
@@ -349,7 +347,7 @@ class Tracer:
         assert entry.known is not None
         return entry.known
 
-    # --- the end -------------------------------------------------------------------------------------------------------
+    # --- the end ------------------------------------------------------------------------------------------------------
 
     def close(self, seconds: float) -> None:
         """Waits for traces, ends the late ones, completes every open cost."""
@@ -372,7 +370,7 @@ class Tracer:
                     self.settle(entry, {"missingReason": "the process ended before this could be counted"})
 
     def forked(self) -> None:
-        """In a forked child: threads, locks and open costs stay with the parent; what was handed out was the parent's."""
+        """In a forked child: threads, locks, open costs and what was handed out are the parent's."""
         self._lock = threading.RLock()
         self._jobs = queue.SimpleQueue()
         self._waiting = 0

@@ -1,9 +1,9 @@
 """Runs a shadow and says what it executed.
 
-Forward only, with the bits from which the agent derives the backward exactly. Two things the bits cannot show: work that
-activation checkpointing repeats, and a forward that runs with grad mode off although it is differentiated (a custom
-autograd.Function, reentrant checkpointing). When a trace shows signs of either, the shadow's backward is run as well, as
-a second witness; gradients land on the shadow.
+Forward only, with the bits from which the agent derives the backward exactly. Two things the bits cannot show: work
+that activation checkpointing repeats, and a forward that runs with grad mode off although it is differentiated (a
+custom autograd.Function, reentrant checkpointing). When a trace shows signs of either, the shadow's backward is run
+as well, as a second witness; gradients land on the shadow.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ SECONDS = 300
 
 @pytest.fixture(scope="session")
 def counter(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Dict[str, Any]], Dict[str, Any]]:
-    """Counts an OperatorList with the agent's package flops; FLOPS_COUNT_PROGRAM names the program if it is built already."""
+    """Counts an OperatorList with the agent's package flops, by FLOPS_COUNT_PROGRAM if it is built already."""
     program = os.environ.get("FLOPS_COUNT_PROGRAM") or str(tmp_path_factory.mktemp("count") / "count")
     if "FLOPS_COUNT_PROGRAM" not in os.environ:
         go = shutil.which("go") or "/usr/local/go/bin/go"
@@ -61,7 +61,7 @@ class Cost:
 
 @pytest.fixture
 def cost(counter: Callable[[Dict[str, Any]], Dict[str, Any]]) -> Callable[..., Cost]:
-    """cost(model, batch, step): the cost of one batch; step, if given, is a step of the training that may be watched."""
+    """cost(model, batch, step): the cost of one batch; step, if given, is a step that may be watched."""
 
     def of(model: Any, batch: Any, step: Any = None) -> Cost:
         answer = _flops.batch_cost(model, batch)

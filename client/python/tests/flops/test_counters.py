@@ -9,6 +9,7 @@ from typing import Any, Iterator
 
 import pytest
 import torch
+
 from prov4ml import _flops
 from prov4ml._flops import counters
 

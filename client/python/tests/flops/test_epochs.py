@@ -7,7 +7,6 @@ from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
 import torch
-from prov4ml import _flops
 from torch import nn
 from torch.utils.data import (
     BatchSampler,
@@ -20,6 +19,8 @@ from torch.utils.data import (
     Subset,
     TensorDataset,
 )
+
+from prov4ml import _flops
 
 SECONDS = 60
 ONE = 3 * 2 * 8 * 16 - 2 * 8 * 16  # forward and the weight's gradient of Linear(8, 16), one sample

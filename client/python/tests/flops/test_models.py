@@ -6,10 +6,11 @@ from typing import Any, Callable, Dict
 
 import pytest
 import torch
-from prov4ml import _flops
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
+
+from prov4ml import _flops
 
 SECONDS = 120
 

@@ -9,9 +9,10 @@ from typing import Any, Callable, Dict, List
 
 import pytest
 import torch
-from prov4ml import _flops
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from prov4ml import _flops
 
 numpy = pytest.importorskip("numpy")
 SECONDS = 120

@@ -10,9 +10,10 @@ from typing import Any, Callable
 
 import pytest
 import torch
+from torch import nn
+
 from prov4ml import _flops
 from prov4ml._flops import tracer, watch
-from torch import nn
 
 SECONDS = 60
 X = torch.randn(4, 8)
