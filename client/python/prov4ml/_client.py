@@ -42,6 +42,7 @@ _WAIT_MILLISECONDS = 1_000
 # Pauses between attempts to connect. An attempt costs some 10 us, so the longest is short.
 _FIRST_PAUSE_NANOS = 50_000_000
 _LONGEST_PAUSE_NANOS = 1_000_000_000
+_HANG_UPS = 3
 # An agent that stalls again and again is not waited for during longer and longer rests.
 _FIRST_REST_NANOS = 1_000_000_000
 _LONGEST_REST_NANOS = 60_000_000_000
@@ -120,6 +121,7 @@ class Client:
         self._steady = False
         self._attempt_at = 0
         self._pause = 0
+        self._hang_ups = 0
         self._stalled = False
         self._stalls = 0
         self._rest_until = 0
@@ -263,7 +265,7 @@ class Client:
             before = len(self._kept) + 1
             while self._kept and len(self._kept) < before and now < deadline:
                 before = len(self._kept)
-                self._flush(0 if self._stalled else min(now + _WAIT_NANOS, deadline))
+                self._flush(min(now + _WAIT_NANOS, deadline), not self._stalled)
                 now = monotonic_ns()
             if self._telling is not None and not self._stalled and not self._kept:
                 answer = self._telling.finish(min(monotonic_ns() + _WAIT_NANOS, deadline))
@@ -372,7 +374,7 @@ class Client:
                 self._settle(deadline)
             self._post_description()
         waits = synchronous and not self._stalled
-        if not self._flush(deadline if waits else 0):
+        if not self._flush(deadline, waits):
             if waits and self._telling is not None:
                 self._stall()
             self._keep(call)
@@ -470,12 +472,12 @@ class Client:
             self._kept_bytes -= len(self._kept.popleft().fields)
             self._dropped += 1
 
-    def _flush(self, deadline: int) -> bool:
-        """Tells the kept calls. True when none is left."""
+    def _flush(self, deadline: int, waits: bool) -> bool:
+        """Tells the kept calls. True when none is left. waits: for room in the kernel, until the deadline."""
         while self._kept:
             if self._tell(self._kept[0], deadline):
                 self._kept_bytes -= len(self._kept.popleft().fields)
-            elif self._telling is None or not self._telling.room(deadline):
+            elif self._telling is None or not self._telling.room(deadline if waits else 0):
                 return False
         return True
 
@@ -515,10 +517,13 @@ class Client:
         return self._telling
 
     def _complain_of_hanging_up(self) -> None:
-        self.notices.add(
-            "hangs up",
-            f"what listens at {socket_path()} hangs up without an answer; is it a prov4ml agent, and is it well?",
-        )
+        """An agent that is killed at the wrong moment does it once."""
+        self._hang_ups += 1
+        if self._hang_ups >= _HANG_UPS:
+            self.notices.add(
+                "hangs up",
+                f"what listens at {socket_path()} hangs up without an answer; is it a prov4ml agent, and is it well?",
+            )
 
     def _complain(self, path: str, error: OSError) -> None:
         from . import _absence
@@ -597,6 +602,7 @@ class Client:
         if answer.status == 200:
             self._pause = 0
             self._attempt_at = 0
+            self._hang_ups = 0
             return
         code, sentence = answer.refusal()
         if function is not _wire.DESCRIBE_RUN:
