@@ -89,7 +89,10 @@ func (w *worker) run(ctx context.Context) {
 		if ctx.Err() != nil || errors.Is(err, store.ErrClosed) {
 			return
 		}
+		more := false
 		if err == nil {
+			// A batch that its bounds cut short is a full one, in bytes or in records.
+			more = w.reader.Behind(batch[len(batch)-1].Seq) > 0
 			err = w.deliver(ctx, batch)
 		}
 		if err != nil {
@@ -102,7 +105,7 @@ func (w *worker) run(ctx context.Context) {
 			continue
 		}
 		failures = 0
-		if len(batch) < maxRecords {
+		if !more {
 			w.flush.linger(ctx, w.linger)
 		}
 	}

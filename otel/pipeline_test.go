@@ -670,6 +670,25 @@ func TestReceiverThatComesLater(t *testing.T) {
 	checkCalls(t, late, 1, 3)
 }
 
+func TestABatchCutShortByItsBytesIsFollowedAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, dir)
+	recs := calls(1, 0, 20)
+	for _, rec := range recs {
+		rec.Label = strings.Repeat("x", maxRequestBytes/8)
+	}
+	add(t, s, recs...)
+	p := start(t, Config{Store: s, Directory: filepath.Join(dir, "out"), Linger: time.Hour})
+	eventually(t, "all batches are written without lingering", func() bool {
+		for _, u := range s.Stats().Undelivered {
+			if u.Records > 0 {
+				return false
+			}
+		}
+		return statsOf(t, p, filepath.Join(dir, "out"), signalTraces).Records == 20
+	})
+}
+
 func TestRequestsStayBelowTheLimit(t *testing.T) {
 	r := receiver(t, &otlptest.Receiver{})
 	env := environment(t, map[string]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": r.Endpoint()})
