@@ -38,7 +38,11 @@ type processMemory struct {
 	mm, rssPages, highestPages, cpuNanos uint64
 }
 
-type treeExits struct{ processes, peakPages uint64 }
+type treeExits struct {
+	processes, peakPages uint64
+	// torn: one exited between the reading of the living and that of the sums, and may be in both.
+	torn bool
+}
 
 // The sampler's rate: as often as it can at this share of a core, between the two bounds.
 const (
@@ -170,6 +174,10 @@ func (k *kernel) readPeak(p *kernelPeak, dst *PeakReading) error {
 	var sums bpf.LineageSums
 	var rss uint64
 	for _, id := range p.ids {
+		if err := k.readSums(id, &sums); err != nil {
+			return err
+		}
+		began := sums.ProcessesExited
 		if err := k.readLive(id, true); err != nil {
 			return err
 		}
@@ -180,19 +188,22 @@ func (k *kernel) readPeak(p *kernelPeak, dst *PeakReading) error {
 		}
 		// A tree made in the window begins at 0.
 		before := p.exits[id]
+		exited.torn = exited.torn || sums.ProcessesExited != began
 		exited.processes += sums.ProcessesExited - before.processes
 		exited.peakPages += sums.ExitedPeakPages - before.peakPages
-		p.exits[id] = treeExits{sums.ProcessesExited, sums.ExitedPeakPages}
+		p.exits[id] = treeExits{processes: sums.ProcessesExited, peakPages: sums.ExitedPeakPages}
 	}
 	bounds := p.bounds(exited)
 	lower := max(p.pages, rss, bounds.lower)
 	dst.SampleHertz = k.sampler.hertz()
-	dst.Exact = bounds.exact || lower >= bounds.upper
+	upper := bounds.upper + bounds.ran*k.counterSlack()
+	// A sample is read from exact counters, the marks are not: one that reaches the marks alone is no proof.
+	dst.Exact = bounds.exact || lower >= upper
 	if dst.Exact {
 		lower = max(lower, bounds.upper)
 	}
 	dst.Bytes = lower * k.pageBytes
-	dst.UpperBytes = max(lower, bounds.upper+bounds.ran*k.counterSlack()) * k.pageBytes
+	dst.UpperBytes = max(lower, upper) * k.pageBytes
 	p.pages = rss
 	clear(p.start)
 	for i := range p.now {
@@ -210,12 +221,15 @@ type peakBounds struct {
 // bounds compares each process with what it was at the start of the window.
 func (p *kernelPeak) bounds(exited treeExits) peakBounds {
 	var b peakBounds
-	var sleeping, grown uint64
+	var sleeping, grown, stayed uint64
 	tight := true
 	for i := range p.now {
 		e := &p.now[i]
 		highest := max(e.HiwaterPages, e.RssPages)
 		before, known := p.start[processID{e.Id.StartNanos, e.Id.Tgid}]
+		if known {
+			stayed++
+		}
 		switch {
 		case known && e.CpuNanos == before.cpuNanos:
 			b.upper += max(before.rssPages, e.RssPages)
@@ -235,6 +249,10 @@ func (p *kernelPeak) bounds(exited treeExits) peakBounds {
 			tight = tight && e.RssPages == before.highestPages
 		}
 		b.ran++
+	}
+	if exited.processes == 1 && !exited.torn && stayed == uint64(len(p.start)) {
+		// The only one that has exited was made in the window, and so was its peak.
+		grown = max(grown, exited.peakPages)
 	}
 	b.lower = grown + sleeping
 	b.exact = tight && b.ran <= 1 && exited.processes == 0
