@@ -80,6 +80,26 @@ const (
 	EventParameters     = Prefix + "parameters"
 	EventDroppedCalls   = Prefix + "dropped_calls"
 	EventDroppedMetrics = Prefix + "dropped_metrics"
+	EventFlopsOperator  = Prefix + "flops.operator"
+	EventFlopsModule    = Prefix + "flops.module"
+	EventFlopsDType     = Prefix + "flops.dtype"
+	EventFlopsUnknown   = Prefix + "flops.unknown"
+	EventFlopsCoverage  = Prefix + "flops.coverage"
+)
+
+// Attributes of the FLOPs events only.
+const (
+	FlopsOperator     = Prefix + "flops.operator"
+	FlopsModule       = Prefix + "flops.module"
+	FlopsDType        = Prefix + "flops.dtype"
+	FlopsReason       = Prefix + "flops.reason"
+	FlopsCount        = Prefix + "flops.count"
+	FlopsShare        = Prefix + "flops.share"
+	FlopsOpsExact     = Prefix + "flops.ops_exact"
+	FlopsOpsDeclared  = Prefix + "flops.ops_declared"
+	FlopsOpsEstimated = Prefix + "flops.ops_estimated"
+	FlopsOpsZero      = Prefix + "flops.ops_zero"
+	FlopsOpsUnknown   = Prefix + "flops.ops_unknown"
 )
 
 // Type of a span attribute.

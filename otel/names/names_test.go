@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/prov4ml/agent/otel/names"
+	"github.com/prov4ml/agent/record"
 )
 
 // recordNames reads the constants of record/quantity.go, which Go's reflection cannot list.
@@ -67,7 +68,7 @@ func TestRowsAreTheRecordsReadings(t *testing.T) {
 
 func TestRowsAreWellFormed(t *testing.T) {
 	legal := regexp.MustCompile(`^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*$`)
-	units := []string{"", "1", "%", "By", "s", "ms", "Hz", "{operation}", "{fault}", "{process}", "{flop}", "{flop}/s"}
+	units := []string{"", "1", "%", "By", "s", "ms", "Hz", "{operation}", "{fault}", "{process}", "{flop}", "{flop}/s", "{mac}", "{sample}", "{batch}"}
 	attributes, metrics := map[string]bool{}, map[string]bool{}
 	for _, r := range names.Rows() {
 		if !legal.MatchString(r.Name) {
@@ -124,5 +125,30 @@ func TestDocumentIsFresh(t *testing.T) {
 	}
 	if diff := cmp.Diff(want.String(), string(got)); diff != "" {
 		t.Errorf("docs/metrics.md is stale: run go generate ./otel/names/... (-want +got):\n%s", diff)
+	}
+}
+
+func TestEventsAreTheRecords(t *testing.T) {
+	for _, pair := range [][2]string{
+		{record.EventFlopsOperator, names.EventFlopsOperator},
+		{record.EventFlopsModule, names.EventFlopsModule},
+		{record.EventFlopsDType, names.EventFlopsDType},
+		{record.EventFlopsUnknown, names.EventFlopsUnknown},
+		{record.EventFlopsCoverage, names.EventFlopsCoverage},
+		{record.EventOperator, names.FlopsOperator},
+		{record.EventModule, names.FlopsModule},
+		{record.EventDType, names.FlopsDType},
+		{record.EventReason, names.FlopsReason},
+		{record.EventCount, names.FlopsCount},
+		{record.EventShare, names.FlopsShare},
+		{record.EventOpsExact, names.FlopsOpsExact},
+		{record.EventOpsDeclared, names.FlopsOpsDeclared},
+		{record.EventOpsEstimated, names.FlopsOpsEstimated},
+		{record.EventOpsZero, names.FlopsOpsZero},
+		{record.EventOpsUnknown, names.FlopsOpsUnknown},
+	} {
+		if names.Prefix+pair[0] != pair[1] {
+			t.Errorf("record has %q, the table %q", pair[0], pair[1])
+		}
 	}
 }

@@ -6,7 +6,9 @@ const (
 	histogram  = "interpolated inside a power-of-two bucket; absent for devices without requests (zram, brd, dm)"
 	sharedRSS  = "a page that forked workers share counts once for each of them"
 	askedFor   = "pipes and sockets are in it; io_uring's buffered reads are not"
-	nodeWide   = "the whole node, all devices; overlapping windows of two processes report the same bytes twice, so never add them up over processes"
+	// A double holds every integer up to there.
+	exactDouble = "exact to 2^53"
+	nodeWide    = "the whole node, all devices; overlapping windows of two processes report the same bytes twice, so never add them up over processes"
 )
 
 // Rows returns the table in the order of the documents. The caller may change what it gets.
@@ -84,21 +86,37 @@ func Rows() []Row {
 			Text:  "Floating-point operations of this call's batch or epoch, forward + backward; 1 multiply-add = 2.",
 			Bound: "exact to 2^53; `flops.exact` beyond",
 		},
-		attribute("flops.forward", Double, "{flop}", Model, "The forward part.", "exact to 2^53"),
-		attribute("flops.backward", Double, "{flop}", Model, "The backward part; counted when the model was in training mode.", "exact to 2^53"),
+		attribute("flops.forward", Double, "{flop}", Model, "The forward part.", exactDouble),
+		attribute("flops.backward", Double, "{flop}", Model, "The backward part; counted when the model was in training mode.", exactDouble),
 		attribute("flops.exact", String, "{flop}", Model, "`flops` as a decimal integer.", ""),
+		attribute("flops.convention", String, "", Model, "How operations are counted: `1 multiply-add = 2 FLOP`.", ""),
+		attribute("flops.macs", Double, "{mac}", Model, "Multiply-adds of `flops`: half of it, for real numbers.", exactDouble),
+		attribute("flops.executed", Double, "{flop}", Model, "`flops` and what activation checkpointing and fused attention kernels compute a second time.", exactDouble),
+		attribute("flops.causal_discount", Double, "{flop}", Model, "The part of `flops` outside causal and windowed attention masks, which a kernel may skip; never subtracted.", exactDouble),
+		attribute("flops.elementwise", Double, "{operation}", Model, "Per-element operations of forward and backward: norms, activations, sums. Never in `flops`.", "an estimate, within a factor of two"),
+		attribute("flops.transcendentals", Double, "{operation}", Model, "Exponentials, logarithms, divisions and their kin; not in `flops.elementwise`.", "an estimate, within a factor of two"),
+		attribute("flops.bytes", Double, "By", Model, "What the counted operators read and write, each operand and result once.", "an estimate; without operands of unknown types"),
+		attribute("flops.samples", Int, "{sample}", Model, "Samples of this call's batch or epoch; absent when not known.", ""),
+		attribute("flops.basis", String, "", Model, "On `log_flops_per_epoch`, what `flops` is: `measured`, the sum of the epoch's `log_flops_per_batch` calls, or `apriori`, what the loader would give.", ""),
+		attribute("flops.apriori", Double, "{flop}", Model, "On `log_flops_per_epoch`: the FLOPs of the batches that the loader would give. A difference to `flops.measured` is an epoch that ended early, or batches that were not logged.", exactDouble),
+		attribute("flops.apriori_batches", Int, "{batch}", Model, "How many batches that would be; absent when not known.", ""),
+		attribute("flops.measured", Double, "{flop}", Model, "On `log_flops_per_epoch`: the sum over the calls of `log_flops_per_batch` in this epoch; absent when there were none, or when it is not known which belong to it.", exactDouble),
+		attribute("flops.measured_batches", Int, "{batch}", Model, "How many calls that were.", ""),
 		{
 			Name: "flops.cumulative", Reading: true, Type: Double, Unit: "{flop}", Scope: Model,
 			Metrics: []Metric{{Name: Prefix + "model.flops", Unit: "{flop}", Kind: RunningSum}},
 			Text:    "Sum of `flops` over this process's calls of the same function, label and context. Its points never carry a step: each holds all steps so far.",
-			Bound:   "exact to 2^53",
+			Bound:   exactDouble,
 		},
-		metric(Gauge, "flops.rate", Double, "{flop}/s", Model, "`flops` over the time since the previous call of the same label and context.", ""),
-		attribute("flops.peak", Double, "{flop}/s", Model, "What the device can do at most at that data type; absent when the device is not known.", "the vendor's figure"),
+		metric(Gauge, "flops.rate", Double, "{flop}/s", Model, "`flops` over the time since the previous call of the same function, label and context.", "honest over several steps: a call does not wait for the GPU"),
+		attribute("flops.peak", Double, "{flop}/s", Model, "What the devices can do at most of this mix of data types, dense; absent when a device is not known.", "the vendor's figure"),
+		attribute("flops.peak_source", String, "", Model, "Where the peak comes from: the built-in `table`, a slice of it (`mig`), or `override`, what the user stated.", ""),
 		attribute("flops.method", String, "", Model, "How the operations were found: `meta`, `fake`, `observed`, `closed_form`, `user` ...", ""),
 		attribute("flops.complete", Bool, "", Model, "Every operator was known.", ""),
-		attribute("flops.unknown_ops", StringArray, "", Model, "Operators that were not counted.", ""),
-		metric(Gauge, "mfu", Double, "1", Model, "Model FLOPs utilization, 0 to 1: `flops.rate` / `flops.peak`; absent when the device is not known.", ""),
+		attribute("flops.unknown_ops", StringArray, "", Model, "Operators that were not counted; 64 at most.", ""),
+		attribute("flops.suspect", Bool, "", Model, "True when `mfu` or `hfu` is above 1, else absent: the peak, the count or the time is wrong.", ""),
+		metric(Gauge, "mfu", Double, "1", Model, "Model FLOPs utilization, 0 to 1: `flops.rate` / `flops.peak`, each data type by its own peak; absent when the device is not known.", ""),
+		attribute("hfu", Double, "1", Model, "Hardware FLOPs utilization: the same of `flops.executed`.", ""),
 
 		attribute("source.disk", String, "", Call, "Where the disk values come from: `ebpf` or `procfs`.", ""),
 		attribute("source.memory", String, "", Call, "Where the memory values come from: `ebpf` or `procfs`.", ""),
@@ -163,6 +181,11 @@ type Event struct{ Name, Text string }
 func Events() []Event {
 	return []Event{
 		{EventLoggedMetric, "A metric that the script logged (`log_metric`) since the previous span: `" + LoggedKey + "`, `" + LoggedValue + "`, `" + Context + "`, `" + Step + "`."},
+		{EventFlopsOperator, "One of the 10 operators with most FLOPs: `" + FlopsOperator + "`, `" + FlopsCount + "` executions, `" + Prefix + "flops.forward`, `" + Prefix + "flops.backward`, `" + FlopsShare + "` of `" + Prefix + "flops`, 0 to 1. These events are on the first span of a batch's signature and on later ones where it changes, and on every epoch's, where they divide `" + Prefix + "flops.apriori`."},
+		{EventFlopsModule, "One of the 10 modules with most FLOPs of their own, without those of the modules inside: `" + FlopsModule + "`, a path such as `layer1.0.conv1`, and the same values."},
+		{EventFlopsDType, "A data type: `" + FlopsDType + "`, and the same values."},
+		{EventFlopsUnknown, "One of at most 10 operators that could not be counted: `" + FlopsOperator + "`, `" + FlopsReason + "`, `" + FlopsCount + "` executions."},
+		{EventFlopsCoverage, "Executions of operators by how well their cost is known: `" + FlopsOpsExact + "`, `" + FlopsOpsDeclared + "` by the user, `" + FlopsOpsEstimated + "`, `" + FlopsOpsZero + "`, `" + FlopsOpsUnknown + "`."},
 		{EventDroppedCalls, "The client had to drop calls before this one: `" + EventDroppedCalls + "` is how many."},
 		{EventDroppedMetrics, "Too many metrics were logged between two spans: `" + EventDroppedMetrics + "` is how many are lost."},
 		{EventParameters, "On the run's markers: the parameters for which the marker's own 128 attributes had no room."},
