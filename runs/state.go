@@ -21,6 +21,7 @@ func (s *subject) marshal() []byte {
 		},
 		Windows: make(map[int32]*state.Window, functions),
 		Costs:   s.packedCosts(),
+		Epochs:  s.packedEpochs(),
 	}
 	for i := range s.windows {
 		out.Windows[int32(i)] = &state.Window{NextSeq: s.windows[i].nextSeq, EndUnixNanos: s.windows[i].start}
@@ -66,6 +67,7 @@ func (s *subject) restore(bytes []byte) bool {
 		w.peak.unbounded = true
 	}
 	s.unpackCosts(in.GetCosts())
+	s.unpackEpochs(in.GetEpochs())
 	s.contexts.floor = in.GetSegmentFloor()
 	for _, kept := range in.GetContexts() {
 		c := s.contexts.add(contextName{kept.GetName(), kept.GetHasName()})

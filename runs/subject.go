@@ -45,8 +45,12 @@ type subject struct {
 	contexts  contexts
 	steps     steps
 	costs     map[costKey]*spent
+	epochs    map[costKey]*epochSum // by label and context; the function is unset
 	total     sums
 	totalPeak peak
+
+	// epochsFull says that epochs had no room for a further set.
+	epochsFull bool
 
 	attributes map[string]string
 	metrics    []*record.LoggedMetric
@@ -170,8 +174,9 @@ func (t *Tracker) log(s *subject, call *Call) (*record.LogCall, func(context.Con
 	t.fill(s, w, rec, &delta)
 	rec.Readings = append(rec.Readings, call.Readings...)
 	rec.Unavailable = append(rec.Unavailable, call.Unavailable...)
+	s.loseBatches(call.DroppedCalls)
 	if call.Cost != nil {
-		t.addCost(s, rec, call.Cost)
+		s.addCost(rec, call.Cost)
 	}
 	s.countDrops(rec, call.DroppedCalls)
 	t.counters.clientDrops.Add(call.DroppedCalls)
@@ -183,6 +188,7 @@ func (t *Tracker) log(s *subject, call *Call) (*record.LogCall, func(context.Con
 		rec.RunTotals = s.runTotals()
 		// What the process logs from now on is another run's.
 		s.attributes, s.total, s.totalPeak = nil, sums{}, peak{}
+		s.epochs, s.epochsFull = nil, false
 	} else {
 		entered, evicted := s.contexts.enter(rec)
 		if evicted != nil {

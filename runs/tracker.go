@@ -136,9 +136,9 @@ type Call struct {
 	// Lag is how long the call was under way when it got here.
 	Lag         time.Duration
 	Traceparent string
-	// Cost of the batch or epoch that a FLOPs call is about; nil = not known, or another function.
+	// Cost of the batch or epoch that a FLOPs call is about; nil = another function.
 	Cost *Cost
-	// Readings of the call's own: FLOPs.
+	// Readings of the call's own.
 	Readings []*record.Reading
 	// Unavailable says in a sentence each what Readings lacks.
 	Unavailable []string

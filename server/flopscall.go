@@ -1,9 +1,10 @@
 package server
 
 import (
+	"cmp"
 	"context"
+	"math"
 	"strconv"
-	"strings"
 	"time"
 
 	prov4mlv1 "github.com/prov4ml/agent/api/prov4ml/v1"
@@ -11,9 +12,6 @@ import (
 	"github.com/prov4ml/agent/record"
 	"github.com/prov4ml/agent/runs"
 )
-
-// maxUnknownOps bounds the names of operators that a record lists as not counted.
-const maxUnknownOps = 64
 
 // takeBatch counts one batch and takes the call.
 func (s *Server) takeBatch(c *conn, m *prov4mlv1.LogFlopsPerBatchRequest, streamed bool) (*record.LogCall, waitFunc, error) {
@@ -25,7 +23,11 @@ func (s *Server) takeBatch(c *conn, m *prov4mlv1.LogFlopsPerBatchRequest, stream
 		if err != nil {
 			return runs.Call{}, err
 		}
-		return s.flopsCall(caller, record.Function_LOG_FLOPS_PER_BATCH, m.GetLabel(), totals), nil
+		cost := s.cost(caller, totals)
+		if signature := cmp.Or(m.GetOperators().GetSignature(), m.GetSignature()); signature != "" {
+			cost.Signatures = []string{signature}
+		}
+		return runs.Call{Function: record.Function_LOG_FLOPS_PER_BATCH, Label: m.GetLabel(), Cost: cost}, nil
 	})
 }
 
@@ -39,7 +41,16 @@ func (s *Server) takeEpoch(c *conn, m *prov4mlv1.LogFlopsPerEpochRequest, stream
 		if err != nil {
 			return runs.Call{}, err
 		}
-		return s.flopsCall(caller, record.Function_LOG_FLOPS_PER_EPOCH, m.GetLabel(), totals), nil
+		cost := s.cost(caller, totals)
+		for _, b := range m.GetBatches() {
+			cost.Signatures = append(cost.Signatures, b.GetSignature())
+			if cost.Batches+b.GetBatches() < cost.Batches { // a number that no loader has
+				cost.Batches = 0
+				break
+			}
+			cost.Batches += b.GetBatches()
+		}
+		return runs.Call{Function: record.Function_LOG_FLOPS_PER_EPOCH, Label: m.GetLabel(), Cost: cost}, nil
 	})
 }
 
@@ -58,55 +69,56 @@ func memoKey(caller runs.Caller) string {
 	return strconv.Itoa(caller.PID) + "@" + strconv.FormatUint(caller.StartTicks, 10)
 }
 
-// flopsCall turns totals into the call that records them.
-func (s *Server) flopsCall(caller runs.Caller, function record.Function, label string, t *flops.Totals) runs.Call {
-	call := runs.Call{Function: function, Label: label}
-	text := func(name, value string) {
-		call.Readings = append(call.Readings, &record.Reading{Name: name, Value: &record.Reading_Text{Text: value}, State: record.State_OK})
+// cost turns totals into what the record needs.
+func (s *Server) cost(caller runs.Caller, t *flops.Totals) *runs.Cost {
+	cost := &runs.Cost{
+		Missing:    t.MissingReason,
+		Nothing:    t.FLOPs().IsZero() && t.MissingReason != "",
+		Complete:   t.Complete(),
+		UnknownOps: t.UnknownNames(),
+		Method:     t.Method,
+		Notes:      t.Notes,
 	}
-	if t.Method != "" {
-		text(record.FlopsMethod, t.Method)
+	if len(t.Operators) > 0 || len(t.Coverage.Unknown) > 0 {
+		cost.Details = func() []*record.Event { return flopsEvents(t) }
 	}
-	complete := t.Complete()
-	call.Readings = append(call.Readings, &record.Reading{
-		Name: record.FlopsComplete, Value: &record.Reading_Boolean{Boolean: complete}, State: record.State_OK,
-	})
-	if unknown := t.UnknownNames(); len(unknown) > 0 {
-		text(record.FlopsUnknownOps, strings.Join(unknown[:min(len(unknown), maxUnknownOps)], "\n"))
+	if cost.Nothing {
+		return cost
 	}
-	for _, note := range t.Notes {
-		call.Unavailable = append(call.Unavailable, "flops: "+note)
+	cost.Work = runs.Work{
+		Forward:         t.Forward.FLOPs.Big(),
+		Backward:        t.Backward.FLOPs.Big(),
+		MACs:            t.MACs().Float64(),
+		Executed:        t.Executed().Float64(),
+		CausalDiscount:  t.CausalDiscount().Float64(),
+		Elementwise:     t.Forward.Elementwise.Add(t.Backward.Elementwise).Float64(),
+		Transcendentals: t.Forward.Transcendentals.Add(t.Backward.Transcendentals).Float64(),
+		Bytes:           t.Forward.Bytes.Add(t.Backward.Bytes).Float64(),
+		Samples:         saturated(t.Samples),
 	}
-	nothing := t.FLOPs().IsZero() && t.MissingReason != ""
-	if t.MissingReason != "" {
-		call.Unavailable = append(call.Unavailable, "flops: "+t.MissingReason)
+	peaks, missing := s.peaks(caller)
+	if missing != "" {
+		cost.NoPeak = missing
+		return cost
 	}
-	if nothing {
-		return call
+	model := flops.Utilize(t.WorkByDType(false), peaks, time.Second)
+	if model.Missing != "" {
+		cost.NoPeak = model.Missing
+		return cost
 	}
+	cost.IdealSeconds, cost.PeakSource = model.Value, model.Source
+	if executed := flops.Utilize(t.WorkByDType(true), peaks, time.Second); executed.Missing == "" {
+		cost.IdealExecutedSeconds = executed.Value
+	}
+	return cost
+}
 
-	// What is not complete is a lower bound.
-	state := record.State_OK
-	if !complete {
-		state = record.State_INCOMPLETE
+// saturated is n, or the largest integer that a reading holds.
+func saturated(n flops.Number) uint64 {
+	if b := n.Big(); b.IsInt64() {
+		return b.Uint64()
 	}
-	real := func(name string, n flops.Number) {
-		call.Readings = append(call.Readings, &record.Reading{Name: name, Value: &record.Reading_Real{Real: n.Float64()}, State: state})
-	}
-	total := t.FLOPs()
-	real(record.FlopsTotal, total)
-	real(record.FlopsForward, t.Forward.FLOPs)
-	real(record.FlopsBackward, t.Backward.FLOPs)
-	text(record.FlopsExact, total.String())
-	call.Cost = &runs.Cost{FLOPs: total.Float64()}
-	if peaks, missing := s.peaks(caller); missing != "" {
-		call.Unavailable = append(call.Unavailable, "mfu: "+missing)
-	} else if ideal := flops.Utilize(t.WorkByDType(false), peaks, time.Second); ideal.Missing != "" {
-		call.Unavailable = append(call.Unavailable, "mfu: "+ideal.Missing)
-	} else {
-		call.Cost.IdealSeconds = ideal.Value
-	}
-	return call
+	return math.MaxInt64
 }
 
 // peaks returns the peaks of the devices that the caller's tree uses, or why they are not known.

@@ -50,7 +50,9 @@ type State struct {
 	Opened      bool   `protobuf:"varint,12,opt,name=opened,proto3" json:"opened,omitempty"`
 	Traceparent string `protobuf:"bytes,13,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	// What the FLOPs calls cost so far, in no order.
-	Costs         []*Cost `protobuf:"bytes,14,rep,name=costs,proto3" json:"costs,omitempty"`
+	Costs []*Cost `protobuf:"bytes,14,rep,name=costs,proto3" json:"costs,omitempty"`
+	// What the batches since the latest epoch cost, in no order.
+	Epochs        []*EpochSum `protobuf:"bytes,15,rep,name=epochs,proto3" json:"epochs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -183,6 +185,13 @@ func (x *State) GetCosts() []*Cost {
 	return nil
 }
 
+func (x *State) GetEpochs() []*EpochSum {
+	if x != nil {
+		return x.Epochs
+	}
+	return nil
+}
+
 // The FLOPs calls of one function, label and context.
 type Cost struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -270,6 +279,236 @@ func (x *Cost) GetLastUnixNanos() int64 {
 	return 0
 }
 
+// The log_flops_per_batch calls of one label and context since the epoch before: see package runs, epochSum.
+type EpochSum struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Label      string                 `protobuf:"bytes,1,opt,name=label,proto3" json:"label,omitempty"`
+	Context    string                 `protobuf:"bytes,2,opt,name=context,proto3" json:"context,omitempty"`
+	HasContext bool                   `protobuf:"varint,3,opt,name=has_context,json=hasContext,proto3" json:"has_context,omitempty"`
+	// Big-endian.
+	Forward              []byte   `protobuf:"bytes,4,opt,name=forward,proto3" json:"forward,omitempty"`
+	Backward             []byte   `protobuf:"bytes,5,opt,name=backward,proto3" json:"backward,omitempty"`
+	Macs                 float64  `protobuf:"fixed64,6,opt,name=macs,proto3" json:"macs,omitempty"`
+	Executed             float64  `protobuf:"fixed64,7,opt,name=executed,proto3" json:"executed,omitempty"`
+	CausalDiscount       float64  `protobuf:"fixed64,8,opt,name=causal_discount,json=causalDiscount,proto3" json:"causal_discount,omitempty"`
+	Elementwise          float64  `protobuf:"fixed64,9,opt,name=elementwise,proto3" json:"elementwise,omitempty"`
+	Transcendentals      float64  `protobuf:"fixed64,10,opt,name=transcendentals,proto3" json:"transcendentals,omitempty"`
+	Bytes                float64  `protobuf:"fixed64,11,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Samples              uint64   `protobuf:"varint,12,opt,name=samples,proto3" json:"samples,omitempty"`
+	IdealSeconds         float64  `protobuf:"fixed64,13,opt,name=ideal_seconds,json=idealSeconds,proto3" json:"ideal_seconds,omitempty"`
+	IdealExecutedSeconds float64  `protobuf:"fixed64,14,opt,name=ideal_executed_seconds,json=idealExecutedSeconds,proto3" json:"ideal_executed_seconds,omitempty"`
+	Batches              uint64   `protobuf:"varint,15,opt,name=batches,proto3" json:"batches,omitempty"`
+	Lost                 uint64   `protobuf:"varint,16,opt,name=lost,proto3" json:"lost,omitempty"`
+	SamplesUnknown       bool     `protobuf:"varint,17,opt,name=samples_unknown,json=samplesUnknown,proto3" json:"samples_unknown,omitempty"`
+	IdealUnknown         bool     `protobuf:"varint,18,opt,name=ideal_unknown,json=idealUnknown,proto3" json:"ideal_unknown,omitempty"`
+	UnknownOps           []string `protobuf:"bytes,19,rep,name=unknown_ops,json=unknownOps,proto3" json:"unknown_ops,omitempty"`
+	Incomplete           bool     `protobuf:"varint,20,opt,name=incomplete,proto3" json:"incomplete,omitempty"`
+	Methods              []string `protobuf:"bytes,21,rep,name=methods,proto3" json:"methods,omitempty"`
+	PeakSource           string   `protobuf:"bytes,22,opt,name=peak_source,json=peakSource,proto3" json:"peak_source,omitempty"`
+	NoPeak               string   `protobuf:"bytes,23,opt,name=no_peak,json=noPeak,proto3" json:"no_peak,omitempty"`
+	Signatures           []string `protobuf:"bytes,24,rep,name=signatures,proto3" json:"signatures,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *EpochSum) Reset() {
+	*x = EpochSum{}
+	mi := &file_state_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EpochSum) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EpochSum) ProtoMessage() {}
+
+func (x *EpochSum) ProtoReflect() protoreflect.Message {
+	mi := &file_state_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EpochSum.ProtoReflect.Descriptor instead.
+func (*EpochSum) Descriptor() ([]byte, []int) {
+	return file_state_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *EpochSum) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *EpochSum) GetContext() string {
+	if x != nil {
+		return x.Context
+	}
+	return ""
+}
+
+func (x *EpochSum) GetHasContext() bool {
+	if x != nil {
+		return x.HasContext
+	}
+	return false
+}
+
+func (x *EpochSum) GetForward() []byte {
+	if x != nil {
+		return x.Forward
+	}
+	return nil
+}
+
+func (x *EpochSum) GetBackward() []byte {
+	if x != nil {
+		return x.Backward
+	}
+	return nil
+}
+
+func (x *EpochSum) GetMacs() float64 {
+	if x != nil {
+		return x.Macs
+	}
+	return 0
+}
+
+func (x *EpochSum) GetExecuted() float64 {
+	if x != nil {
+		return x.Executed
+	}
+	return 0
+}
+
+func (x *EpochSum) GetCausalDiscount() float64 {
+	if x != nil {
+		return x.CausalDiscount
+	}
+	return 0
+}
+
+func (x *EpochSum) GetElementwise() float64 {
+	if x != nil {
+		return x.Elementwise
+	}
+	return 0
+}
+
+func (x *EpochSum) GetTranscendentals() float64 {
+	if x != nil {
+		return x.Transcendentals
+	}
+	return 0
+}
+
+func (x *EpochSum) GetBytes() float64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *EpochSum) GetSamples() uint64 {
+	if x != nil {
+		return x.Samples
+	}
+	return 0
+}
+
+func (x *EpochSum) GetIdealSeconds() float64 {
+	if x != nil {
+		return x.IdealSeconds
+	}
+	return 0
+}
+
+func (x *EpochSum) GetIdealExecutedSeconds() float64 {
+	if x != nil {
+		return x.IdealExecutedSeconds
+	}
+	return 0
+}
+
+func (x *EpochSum) GetBatches() uint64 {
+	if x != nil {
+		return x.Batches
+	}
+	return 0
+}
+
+func (x *EpochSum) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *EpochSum) GetSamplesUnknown() bool {
+	if x != nil {
+		return x.SamplesUnknown
+	}
+	return false
+}
+
+func (x *EpochSum) GetIdealUnknown() bool {
+	if x != nil {
+		return x.IdealUnknown
+	}
+	return false
+}
+
+func (x *EpochSum) GetUnknownOps() []string {
+	if x != nil {
+		return x.UnknownOps
+	}
+	return nil
+}
+
+func (x *EpochSum) GetIncomplete() bool {
+	if x != nil {
+		return x.Incomplete
+	}
+	return false
+}
+
+func (x *EpochSum) GetMethods() []string {
+	if x != nil {
+		return x.Methods
+	}
+	return nil
+}
+
+func (x *EpochSum) GetPeakSource() string {
+	if x != nil {
+		return x.PeakSource
+	}
+	return ""
+}
+
+func (x *EpochSum) GetNoPeak() string {
+	if x != nil {
+		return x.NoPeak
+	}
+	return ""
+}
+
+func (x *EpochSum) GetSignatures() []string {
+	if x != nil {
+		return x.Signatures
+	}
+	return nil
+}
+
 type Window struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Records so far.
@@ -282,7 +521,7 @@ type Window struct {
 
 func (x *Window) Reset() {
 	*x = Window{}
-	mi := &file_state_proto_msgTypes[2]
+	mi := &file_state_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -294,7 +533,7 @@ func (x *Window) String() string {
 func (*Window) ProtoMessage() {}
 
 func (x *Window) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[2]
+	mi := &file_state_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -307,7 +546,7 @@ func (x *Window) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Window.ProtoReflect.Descriptor instead.
 func (*Window) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{2}
+	return file_state_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Window) GetNextSeq() uint64 {
@@ -341,7 +580,7 @@ type Context struct {
 
 func (x *Context) Reset() {
 	*x = Context{}
-	mi := &file_state_proto_msgTypes[3]
+	mi := &file_state_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -353,7 +592,7 @@ func (x *Context) String() string {
 func (*Context) ProtoMessage() {}
 
 func (x *Context) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[3]
+	mi := &file_state_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -366,7 +605,7 @@ func (x *Context) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Context.ProtoReflect.Descriptor instead.
 func (*Context) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{3}
+	return file_state_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Context) GetName() string {
@@ -431,7 +670,7 @@ type Sums struct {
 
 func (x *Sums) Reset() {
 	*x = Sums{}
-	mi := &file_state_proto_msgTypes[4]
+	mi := &file_state_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -443,7 +682,7 @@ func (x *Sums) String() string {
 func (*Sums) ProtoMessage() {}
 
 func (x *Sums) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[4]
+	mi := &file_state_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -456,7 +695,7 @@ func (x *Sums) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sums.ProtoReflect.Descriptor instead.
 func (*Sums) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{4}
+	return file_state_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Sums) GetStartUnixNanos() int64 {
@@ -492,7 +731,7 @@ type Peak struct {
 
 func (x *Peak) Reset() {
 	*x = Peak{}
-	mi := &file_state_proto_msgTypes[5]
+	mi := &file_state_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -504,7 +743,7 @@ func (x *Peak) String() string {
 func (*Peak) ProtoMessage() {}
 
 func (x *Peak) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[5]
+	mi := &file_state_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -517,7 +756,7 @@ func (x *Peak) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peak.ProtoReflect.Descriptor instead.
 func (*Peak) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{5}
+	return file_state_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Peak) GetBytes() uint64 {
@@ -552,7 +791,7 @@ var File_state_proto protoreflect.FileDescriptor
 
 const file_state_proto_rawDesc = "" +
 	"\n" +
-	"\vstate.proto\x12\x12prov4ml.runs.state\x1a\frecord.proto\"\xf6\x05\n" +
+	"\vstate.proto\x12\x12prov4ml.runs.state\x1a\frecord.proto\"\xac\x06\n" +
 	"\x05State\x12\x16\n" +
 	"\x06schema\x18\x01 \x01(\rR\x06schema\x121\n" +
 	"\aprocess\x18\x02 \x01(\v2\x17.prov4ml.record.ProcessR\aprocess\x12@\n" +
@@ -572,7 +811,8 @@ const file_state_proto_rawDesc = "" +
 	"unfinished\x12\x16\n" +
 	"\x06opened\x18\f \x01(\bR\x06opened\x12 \n" +
 	"\vtraceparent\x18\r \x01(\tR\vtraceparent\x12.\n" +
-	"\x05costs\x18\x0e \x03(\v2\x18.prov4ml.runs.state.CostR\x05costs\x1aV\n" +
+	"\x05costs\x18\x0e \x03(\v2\x18.prov4ml.runs.state.CostR\x05costs\x124\n" +
+	"\x06epochs\x18\x0f \x03(\v2\x1c.prov4ml.runs.state.EpochSumR\x06epochs\x1aV\n" +
 	"\fWindowsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x05R\x03key\x120\n" +
 	"\x05value\x18\x02 \x01(\v2\x1a.prov4ml.runs.state.WindowR\x05value:\x028\x01\x1a=\n" +
@@ -586,7 +826,40 @@ const file_state_proto_rawDesc = "" +
 	"\vhas_context\x18\x04 \x01(\bR\n" +
 	"hasContext\x12\x14\n" +
 	"\x05flops\x18\x05 \x01(\x01R\x05flops\x12&\n" +
-	"\x0flast_unix_nanos\x18\x06 \x01(\x03R\rlastUnixNanos\"I\n" +
+	"\x0flast_unix_nanos\x18\x06 \x01(\x03R\rlastUnixNanos\"\xf2\x05\n" +
+	"\bEpochSum\x12\x14\n" +
+	"\x05label\x18\x01 \x01(\tR\x05label\x12\x18\n" +
+	"\acontext\x18\x02 \x01(\tR\acontext\x12\x1f\n" +
+	"\vhas_context\x18\x03 \x01(\bR\n" +
+	"hasContext\x12\x18\n" +
+	"\aforward\x18\x04 \x01(\fR\aforward\x12\x1a\n" +
+	"\bbackward\x18\x05 \x01(\fR\bbackward\x12\x12\n" +
+	"\x04macs\x18\x06 \x01(\x01R\x04macs\x12\x1a\n" +
+	"\bexecuted\x18\a \x01(\x01R\bexecuted\x12'\n" +
+	"\x0fcausal_discount\x18\b \x01(\x01R\x0ecausalDiscount\x12 \n" +
+	"\velementwise\x18\t \x01(\x01R\velementwise\x12(\n" +
+	"\x0ftranscendentals\x18\n" +
+	" \x01(\x01R\x0ftranscendentals\x12\x14\n" +
+	"\x05bytes\x18\v \x01(\x01R\x05bytes\x12\x18\n" +
+	"\asamples\x18\f \x01(\x04R\asamples\x12#\n" +
+	"\rideal_seconds\x18\r \x01(\x01R\fidealSeconds\x124\n" +
+	"\x16ideal_executed_seconds\x18\x0e \x01(\x01R\x14idealExecutedSeconds\x12\x18\n" +
+	"\abatches\x18\x0f \x01(\x04R\abatches\x12\x12\n" +
+	"\x04lost\x18\x10 \x01(\x04R\x04lost\x12'\n" +
+	"\x0fsamples_unknown\x18\x11 \x01(\bR\x0esamplesUnknown\x12#\n" +
+	"\rideal_unknown\x18\x12 \x01(\bR\fidealUnknown\x12\x1f\n" +
+	"\vunknown_ops\x18\x13 \x03(\tR\n" +
+	"unknownOps\x12\x1e\n" +
+	"\n" +
+	"incomplete\x18\x14 \x01(\bR\n" +
+	"incomplete\x12\x18\n" +
+	"\amethods\x18\x15 \x03(\tR\amethods\x12\x1f\n" +
+	"\vpeak_source\x18\x16 \x01(\tR\n" +
+	"peakSource\x12\x17\n" +
+	"\ano_peak\x18\x17 \x01(\tR\x06noPeak\x12\x1e\n" +
+	"\n" +
+	"signatures\x18\x18 \x03(\tR\n" +
+	"signatures\"I\n" +
 	"\x06Window\x12\x19\n" +
 	"\bnext_seq\x18\x01 \x01(\x04R\anextSeq\x12$\n" +
 	"\x0eend_unix_nanos\x18\x02 \x01(\x03R\fendUnixNanos\"\x9d\x02\n" +
@@ -624,36 +897,38 @@ func file_state_proto_rawDescGZIP() []byte {
 	return file_state_proto_rawDescData
 }
 
-var file_state_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_state_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_state_proto_goTypes = []any{
 	(*State)(nil),          // 0: prov4ml.runs.state.State
 	(*Cost)(nil),           // 1: prov4ml.runs.state.Cost
-	(*Window)(nil),         // 2: prov4ml.runs.state.Window
-	(*Context)(nil),        // 3: prov4ml.runs.state.Context
-	(*Sums)(nil),           // 4: prov4ml.runs.state.Sums
-	(*Peak)(nil),           // 5: prov4ml.runs.state.Peak
-	nil,                    // 6: prov4ml.runs.state.State.WindowsEntry
-	nil,                    // 7: prov4ml.runs.state.State.AttributesEntry
-	(*record.Process)(nil), // 8: prov4ml.record.Process
-	(*record.Segment)(nil), // 9: prov4ml.record.Segment
+	(*EpochSum)(nil),       // 2: prov4ml.runs.state.EpochSum
+	(*Window)(nil),         // 3: prov4ml.runs.state.Window
+	(*Context)(nil),        // 4: prov4ml.runs.state.Context
+	(*Sums)(nil),           // 5: prov4ml.runs.state.Sums
+	(*Peak)(nil),           // 6: prov4ml.runs.state.Peak
+	nil,                    // 7: prov4ml.runs.state.State.WindowsEntry
+	nil,                    // 8: prov4ml.runs.state.State.AttributesEntry
+	(*record.Process)(nil), // 9: prov4ml.record.Process
+	(*record.Segment)(nil), // 10: prov4ml.record.Segment
 }
 var file_state_proto_depIdxs = []int32{
-	8,  // 0: prov4ml.runs.state.State.process:type_name -> prov4ml.record.Process
-	6,  // 1: prov4ml.runs.state.State.windows:type_name -> prov4ml.runs.state.State.WindowsEntry
-	3,  // 2: prov4ml.runs.state.State.contexts:type_name -> prov4ml.runs.state.Context
-	4,  // 3: prov4ml.runs.state.State.run:type_name -> prov4ml.runs.state.Sums
-	5,  // 4: prov4ml.runs.state.State.peak:type_name -> prov4ml.runs.state.Peak
-	7,  // 5: prov4ml.runs.state.State.attributes:type_name -> prov4ml.runs.state.State.AttributesEntry
+	9,  // 0: prov4ml.runs.state.State.process:type_name -> prov4ml.record.Process
+	7,  // 1: prov4ml.runs.state.State.windows:type_name -> prov4ml.runs.state.State.WindowsEntry
+	4,  // 2: prov4ml.runs.state.State.contexts:type_name -> prov4ml.runs.state.Context
+	5,  // 3: prov4ml.runs.state.State.run:type_name -> prov4ml.runs.state.Sums
+	6,  // 4: prov4ml.runs.state.State.peak:type_name -> prov4ml.runs.state.Peak
+	8,  // 5: prov4ml.runs.state.State.attributes:type_name -> prov4ml.runs.state.State.AttributesEntry
 	1,  // 6: prov4ml.runs.state.State.costs:type_name -> prov4ml.runs.state.Cost
-	9,  // 7: prov4ml.runs.state.Context.segment:type_name -> prov4ml.record.Segment
-	4,  // 8: prov4ml.runs.state.Context.totals:type_name -> prov4ml.runs.state.Sums
-	4,  // 9: prov4ml.runs.state.Context.step_totals:type_name -> prov4ml.runs.state.Sums
-	2,  // 10: prov4ml.runs.state.State.WindowsEntry.value:type_name -> prov4ml.runs.state.Window
-	11, // [11:11] is the sub-list for method output_type
-	11, // [11:11] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	2,  // 7: prov4ml.runs.state.State.epochs:type_name -> prov4ml.runs.state.EpochSum
+	10, // 8: prov4ml.runs.state.Context.segment:type_name -> prov4ml.record.Segment
+	5,  // 9: prov4ml.runs.state.Context.totals:type_name -> prov4ml.runs.state.Sums
+	5,  // 10: prov4ml.runs.state.Context.step_totals:type_name -> prov4ml.runs.state.Sums
+	3,  // 11: prov4ml.runs.state.State.WindowsEntry.value:type_name -> prov4ml.runs.state.Window
+	12, // [12:12] is the sub-list for method output_type
+	12, // [12:12] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_state_proto_init() }
@@ -661,14 +936,14 @@ func file_state_proto_init() {
 	if File_state_proto != nil {
 		return
 	}
-	file_state_proto_msgTypes[3].OneofWrappers = []any{}
+	file_state_proto_msgTypes[4].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_state_proto_rawDesc), len(file_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
