@@ -1,0 +1,335 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/prov4ml/agent/record"
+)
+
+// Config says where to read. The zero value is that of a live machine.
+type Config struct {
+	// ProcRoot is where procfs is mounted; default /proc.
+	ProcRoot string
+	// MaxAge is how old a reading may be that Read hands out again; default 10 ms, negative = none.
+	MaxAge time.Duration
+}
+
+// Value is a number of bytes, or of µs of PSI, and how well it is known.
+type Value struct {
+	// Amount is meaningless unless State is OK.
+	Amount uint64
+	State  record.State
+	// Reason says why State is not OK.
+	Reason string
+}
+
+// Memory is what is known of one memory cgroup at one moment.
+type Memory struct {
+	// State is that of everything below; Reason says why it is not OK.
+	State  record.State
+	Reason string
+	// Path of the cgroup below the mount point of its hierarchy.
+	Path string
+
+	// Usage now, the largest since the cgroup was made (v2: 5.19), and the limit; without a limit that is absent.
+	UsageBytes, PeakBytes, LimitBytes Value
+	// What the usage is made of; what is in none of them is little (sockets, or in v1 what is being charged).
+	AnonBytes, FileBytes, ShmemBytes, KernelBytes Value
+	// Time in which some, or all, of its processes stood still for lack of memory, cumulative, in µs. v2 only.
+	SomeMicros, FullMicros Value
+
+	taken time.Time
+	pid   int
+}
+
+// Probe reads cgroups. Its methods may be called from any goroutine.
+type Probe struct{ config Config }
+
+// New makes a probe.
+func New(config Config) *Probe {
+	if config.ProcRoot == "" {
+		config.ProcRoot = "/proc"
+	}
+	if config.MaxAge == 0 {
+		config.MaxAge = 10 * time.Millisecond
+	}
+	return &Probe{config}
+}
+
+// Read returns the memory cgroup of a process, or last where that is a reading of the same process and young enough.
+func (p *Probe) Read(pid int, last *Memory) Memory {
+	now := time.Now()
+	if last != nil && last.pid == pid && !last.taken.IsZero() && now.Sub(last.taken) < p.config.MaxAge {
+		return *last
+	}
+	m := p.read(pid)
+	m.taken, m.pid = now, pid
+	return m
+}
+
+func absent(reason string) Memory { return Memory{State: record.State_ABSENT, Reason: reason} }
+
+func (p *Probe) read(pid int) Memory {
+	text, err := os.ReadFile(filepath.Join(p.config.ProcRoot, strconv.Itoa(pid), "cgroup"))
+	if err != nil {
+		return absent(fmt.Sprintf("cgroup: the process's cgroup cannot be read: %v", err))
+	}
+	version, below := memoryPath(string(text))
+	switch {
+	case version == 0:
+		return absent("cgroup: memory is not accounted by cgroup")
+	case below == "/":
+		return absent("cgroup: the process is in the root cgroup, which is the host")
+	case strings.HasPrefix(below, "/.."):
+		return absent("cgroup: the process's cgroup is outside the agent's cgroup namespace")
+	}
+	mounts, err := os.ReadFile(filepath.Join(p.config.ProcRoot, "self", "mountinfo"))
+	if err != nil {
+		return absent(fmt.Sprintf("cgroup: mount points cannot be read: %v", err))
+	}
+	mount, root, ok := mountOf(string(mounts), version)
+	if !ok {
+		return absent("cgroup: the memory hierarchy is not mounted where the agent runs")
+	}
+	relative, ok := strings.CutPrefix(below, strings.TrimSuffix(root, "/"))
+	if !ok {
+		return absent("cgroup: the process's cgroup is outside what is mounted where the agent runs")
+	}
+	files := v2
+	if version == 1 {
+		files = v1
+	}
+	return files().read(mount, relative)
+}
+
+// memoryPath returns which version accounts the process's memory, and the path of its cgroup; 0 = none does.
+func memoryPath(text string) (version int, below string) {
+	for line := range strings.Lines(text) {
+		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(parts) != 3 {
+			continue
+		}
+		if parts[0] == "0" && parts[1] == "" && version == 0 {
+			version, below = 2, parts[2]
+		}
+		for controller := range strings.SplitSeq(parts[1], ",") {
+			if controller == "memory" {
+				version, below = 1, parts[2]
+			}
+		}
+	}
+	// A cgroup that was removed while the process still exits.
+	return version, strings.TrimSuffix(below, " (deleted)")
+}
+
+// mountOf finds the hierarchy in mountinfo (proc_pid_mountinfo(5)): its mount point, and which of its directories is mounted there.
+func mountOf(text string, version int) (mount, root string, ok bool) {
+	for line := range strings.Lines(text) {
+		before, after, found := strings.Cut(line, " - ")
+		fields, kind := strings.Fields(before), strings.Fields(after)
+		if !found || len(fields) < 5 || len(kind) < 3 {
+			continue
+		}
+		switch {
+		case version == 2 && kind[0] == "cgroup2":
+		case version == 1 && kind[0] == "cgroup" && hasOption(kind[2], "memory"):
+		default:
+			continue
+		}
+		return unescape(fields[4]), unescape(fields[3]), true
+	}
+	return "", "", false
+}
+
+func hasOption(options, name string) bool {
+	for option := range strings.SplitSeq(options, ",") {
+		if option == name {
+			return true
+		}
+	}
+	return false
+}
+
+// unescape undoes mountinfo's octal escapes.
+func unescape(text string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(text)
+}
+
+// files are the names of one version, and how its memory.stat is read.
+type files struct {
+	usage, peak, limit string
+	// kernel memory: a file of its own, or a key of memory.stat.
+	kernelFile, kernelKey string
+	anon, file, shmem     string
+	pressure              string
+	// why a peak or PSI is not there.
+	noPeak, noPressure string
+}
+
+func v1() files {
+	return files{
+		usage: "memory.usage_in_bytes", peak: "memory.max_usage_in_bytes", limit: "memory.limit_in_bytes",
+		kernelFile: "memory.kmem.usage_in_bytes",
+		anon:       "total_rss", file: "total_cache", shmem: "total_shmem",
+		noPressure: "cgroup v1 has no PSI of a cgroup",
+	}
+}
+
+func v2() files {
+	return files{
+		usage: "memory.current", peak: "memory.peak", limit: "memory.max",
+		kernelKey: "kernel",
+		anon:      "anon", file: "file", shmem: "shmem",
+		pressure: "memory.pressure",
+		noPeak:   "memory.peak is there from kernel 5.19 on", noPressure: "the kernel runs without PSI (boot with psi=1)",
+	}
+}
+
+// read reads the cgroup at mount/relative or the one around it whose limit is smaller.
+func (f files) read(mount, relative string) Memory {
+	chosen, limit := "", uint64(math.MaxUint64)
+	for at := path.Clean("/" + relative); at != "/"; at = path.Dir(at) {
+		if _, err := os.Stat(filepath.Join(mount, at, f.usage)); err != nil {
+			continue // v2: the controller is off here, and on further up
+		}
+		if chosen == "" {
+			chosen = at
+		}
+		if found, ok := readLimit(filepath.Join(mount, at, f.limit)); ok && found < limit {
+			chosen, limit = at, found
+		}
+	}
+	if chosen == "" {
+		return absent("cgroup: no cgroup of the process accounts memory, or it is gone")
+	}
+	dir := filepath.Join(mount, chosen)
+	m := Memory{State: record.State_OK, Path: chosen}
+	m.UsageBytes = readNumber(filepath.Join(dir, f.usage), "")
+	m.PeakBytes = readNumber(filepath.Join(dir, f.peak), f.noPeak)
+	m.LimitBytes = Value{Amount: limit, State: record.State_OK}
+	if limit == math.MaxUint64 {
+		m.LimitBytes = Value{State: record.State_ABSENT, Reason: "the cgroup has no limit"}
+	}
+	f.readStat(dir, &m)
+	m.SomeMicros, m.FullMicros = f.readPressure(dir)
+	return m
+}
+
+// noLimit is where v1's "no limit" begins: the largest number of pages that a signed 64-bit number of bytes holds.
+const noLimit = 1 << 62
+
+func readLimit(file string) (uint64, bool) {
+	v := readNumber(file, "")
+	return v.Amount, v.State == record.State_OK && v.Amount < noLimit
+}
+
+func readNumber(file, missing string) Value {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return notRead(err, missing)
+	}
+	n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+	if err != nil { // v2 writes max for no limit
+		return Value{State: record.State_ABSENT, Reason: fmt.Sprintf("%s is %q", filepath.Base(file), strings.TrimSpace(string(text)))}
+	}
+	return Value{Amount: n, State: record.State_OK}
+}
+
+// notRead says why a file could not be read; missing is the reason when it is not there.
+func notRead(err error, missing string) Value {
+	if missing != "" && errors.Is(err, fs.ErrNotExist) {
+		return Value{State: record.State_UNSUPPORTED, Reason: missing}
+	}
+	return Value{State: record.State_ABSENT, Reason: err.Error()}
+}
+
+func (f files) readStat(dir string, m *Memory) {
+	text, err := os.ReadFile(filepath.Join(dir, "memory.stat"))
+	if err != nil {
+		v := notRead(err, "")
+		m.AnonBytes, m.FileBytes, m.ShmemBytes, m.KernelBytes = v, v, v, v
+		return
+	}
+	unknown := func(key string) Value {
+		return Value{State: record.State_UNSUPPORTED, Reason: "this kernel's memory.stat has no " + key}
+	}
+	m.AnonBytes, m.FileBytes, m.ShmemBytes, m.KernelBytes = unknown(f.anon), unknown(f.file), unknown(f.shmem), unknown("kernel")
+	for line := range strings.Lines(string(text)) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		n, err := strconv.ParseUint(value, 10, 64)
+		if err != nil {
+			continue
+		}
+		switch v := (Value{Amount: n, State: record.State_OK}); key {
+		case f.anon:
+			m.AnonBytes = v
+		case f.file:
+			m.FileBytes = v
+		case f.shmem:
+			m.ShmemBytes = v
+		case f.kernelKey:
+			m.KernelBytes = v
+		}
+	}
+	// Both versions count shared memory as file pages too.
+	m.FileBytes.Amount -= min(m.ShmemBytes.Amount, m.FileBytes.Amount)
+	if f.kernelFile != "" {
+		m.KernelBytes = readNumber(filepath.Join(dir, f.kernelFile), "this kernel has no "+f.kernelFile)
+	}
+}
+
+func (f files) readPressure(dir string) (some, full Value) {
+	if f.pressure == "" {
+		v := Value{State: record.State_UNSUPPORTED, Reason: f.noPressure}
+		return v, v
+	}
+	text, err := os.ReadFile(filepath.Join(dir, f.pressure))
+	if err != nil { // EOPNOTSUPP where PSI was not switched on at boot
+		v := Value{State: record.State_UNSUPPORTED, Reason: f.noPressure}
+		return v, v
+	}
+	return parsePressure(string(text))
+}
+
+// parsePressure reads the totals of "some avg10=0.00 avg60=0.00 avg300=0.00 total=0" and of "full ..." (Documentation/accounting/psi.rst).
+func parsePressure(text string) (some, full Value) {
+	none := Value{State: record.State_ABSENT, Reason: "PSI has no such line"}
+	some, full = none, none
+	for line := range strings.Lines(text) {
+		fields := strings.Fields(line)
+		if len(fields) < 2 {
+			continue
+		}
+		total, ok := strings.CutPrefix(fields[len(fields)-1], "total=")
+		n, err := strconv.ParseUint(total, 10, 64)
+		if !ok || err != nil {
+			continue
+		}
+		switch v := (Value{Amount: n, State: record.State_OK}); fields[0] {
+		case "some":
+			some = v
+		case "full":
+			full = v
+		}
+	}
+	return some, full
+}
+
+// HostPressure reads the same totals of the whole machine.
+func (p *Probe) HostPressure() (some, full Value) {
+	text, err := os.ReadFile(filepath.Join(p.config.ProcRoot, "pressure", "memory"))
+	if err != nil {
+		v := Value{State: record.State_UNSUPPORTED, Reason: "the kernel runs without PSI (boot with psi=1)"}
+		return v, v
+	}
+	return parsePressure(string(text))
+}
