@@ -21,10 +21,13 @@ type kernel struct {
 	*loaded
 	pageBytes uint64
 
+	// lineage serialises making and giving up trees, which takes some ms; it is taken before mu.
+	lineage sync.Mutex
+	last    TreeID
+
 	// mu serialises what shares the buffers below and the maps that programs answer in.
 	mu    sync.Mutex
 	trees map[TreeID]*tree
-	last  TreeID
 
 	sumsBuffer, histogramsBuffer, nodeBuffer, lossBuffer []byte
 	liveMemory, eachMemory                               []byte
@@ -34,8 +37,6 @@ type kernel struct {
 
 	// memberSpec makes a tree's map of members.
 	memberSpec *ebpf.MapSpec
-	// failedReleases counts trees of which something stayed in the kernel.
-	failedReleases uint64
 
 	// losses by kind, and the sentence for the kinds (a bit each) that there were.
 	losses    [bpf.LineageLossLOSSES]uint64
@@ -160,6 +161,8 @@ func (k *kernel) Status() []probes.Status {
 func (k *kernel) Close() error {
 	k.sampler.stop()
 	k.sweeper.stop()
+	k.lineage.Lock()
+	defer k.lineage.Unlock()
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var err error

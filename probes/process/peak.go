@@ -174,6 +174,9 @@ func (k *kernel) readPeak(p *kernelPeak, dst *PeakReading) error {
 	var sums bpf.LineageSums
 	var rss uint64
 	for _, id := range p.ids {
+		if k.trees[id] == nil {
+			continue // released in the window
+		}
 		if err := k.readSums(id, &sums); err != nil {
 			return err
 		}

@@ -18,10 +18,10 @@ const maxAdoptionPasses = 16
 
 // Track implements Probe.
 func (k *kernel) Track(p probes.Process) (Tracked, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
+	k.lineage.Lock()
+	defer k.lineage.Unlock()
 	id := k.last + 1
-	if id >= TreeID(maxTreeID) {
+	if id >= maxTreeID {
 		return Tracked{}, fmt.Errorf("track process %d: tree numbers are used up: restart the agent", p.PID)
 	}
 	if err := k.makeTree(id); err != nil {
@@ -36,49 +36,59 @@ func (k *kernel) Track(p probes.Process) (Tracked, error) {
 	if err != nil {
 		return Tracked{}, errors.Join(fmt.Errorf("track process %d: %w", p.PID, err), k.removeTree(id))
 	}
-	k.last = id
 	parent := TreeID(adopted.From)
+	k.last = id
+	k.mu.Lock()
 	k.trees[id] = &tree{parent: parent}
+	k.mu.Unlock()
 	adopted.Mode = bpf.AdoptAdoptModeADOPT_DESCENDANTS
 	if err := k.adoptAll(adopted); err != nil {
+		k.release(id)
 		return Tracked{}, fmt.Errorf("track process %d: move its descendants: %w", p.PID, err)
 	}
 	return Tracked{ID: id, Parent: parent}, nil
 }
 
 // maxTreeID is where the numbers begin that stand for no tree (TREE_SPECIAL in bpf/maps.h).
-const maxTreeID = 0xfffffff0
+const maxTreeID TreeID = 0xfffffff0
 
 // Release implements Probe.
 func (k *kernel) Release(id TreeID) {
+	k.lineage.Lock()
+	defer k.lineage.Unlock()
+	k.release(id)
+}
+
+// release needs the lineage lock.
+func (k *kernel) release(id TreeID) {
 	k.mu.Lock()
-	defer k.mu.Unlock()
 	released := k.trees[id]
 	if released == nil {
+		k.mu.Unlock()
 		return
 	}
+	delete(k.trees, id)
 	parent := released.parent
-	for k.trees[parent] == nil && parent != 0 {
+	if k.trees[parent] == nil {
 		parent = 0
 	}
-	// In this order: whatever is still found with the old number answers to the parent, then living processes get the new
-	// number, then the old one's sums go.
-	forward := k.maps[bpf.LineageMapForwards].Put(uint32(id), uint32(parent))
-	move := k.adoptAll(bpf.AdoptAdoption{Mode: bpf.AdoptAdoptModeADOPT_MEMBERS, From: uint32(id), To: uint32(parent)})
-	remove := k.removeTree(id)
-	delete(k.trees, id)
 	for _, other := range k.trees {
 		if other.parent == id {
 			other.parent = parent
 		}
 	}
-	// Nothing depends on the outcome but the kernel's memory; a failure is visible as a loss.
-	if errors.Join(forward, move, remove) != nil {
-		k.failedReleases++
-	}
+	k.mu.Unlock()
+	// In this order: whatever is still found with the old number answers to the parent, then living processes get the new
+	// number, then the old one's sums go. What fails leaves an entry in the kernel that nobody reads.
+	_ = errors.Join(
+		k.maps[bpf.LineageMapForwards].Put(uint32(id), uint32(parent)),
+		k.adoptAll(bpf.AdoptAdoption{Mode: bpf.AdoptAdoptModeADOPT_MEMBERS, From: uint32(id), To: uint32(parent)}),
+		k.removeTree(id),
+	)
 }
 
-// makeTree makes the kernel's entries of a tree: sums, latencies, members.
+// makeTree makes the kernel's entries of a tree: sums, latencies, members. Changing the map of maps waits for an RCU grace period,
+// some ms, so that neither this nor removeTree is called with mu held.
 func (k *kernel) makeTree(id TreeID) error {
 	key := uint32(id)
 	members, err := ebpf.NewMap(k.memberSpec)
@@ -86,11 +96,10 @@ func (k *kernel) makeTree(id TreeID) error {
 		return fmt.Errorf("make member map: %w", err)
 	}
 	defer members.Close() // the outer map holds it
-	clear(k.sumsBuffer)
-	clear(k.histogramsBuffer)
+	zeroes := make([]byte, max(len(k.sumsBuffer), len(k.histogramsBuffer)))
 	if err := errors.Join(
-		updateElement(k.maps[bpf.LineageMapTrees].FD(), &key, k.sumsBuffer),
-		updateElement(k.maps[bpf.LineageMapLatencies].FD(), &key, k.histogramsBuffer),
+		updateElement(k.maps[bpf.LineageMapTrees].FD(), &key, zeroes),
+		updateElement(k.maps[bpf.LineageMapLatencies].FD(), &key, zeroes),
 		k.maps[bpf.LineageMapMembers].Put(key, members),
 	); err != nil {
 		return errors.Join(fmt.Errorf("make tree (at most %d at a time): %w", k.maps[bpf.LineageMapTrees].MaxEntries(), err), k.removeTree(id))
