@@ -15,6 +15,13 @@ type span struct {
 	Start, End              int64
 	Attributes              map[string]any
 	Resource                map[string]any
+	Events                  []event
+}
+
+// event is an event of a span.
+type event struct {
+	Name       string
+	Attributes map[string]any
 }
 
 // point is a number data point of metrics.jsonl.
@@ -125,6 +132,10 @@ func readSpans(t *testing.T, path string) []span {
 					Start      string     `json:"startTimeUnixNano"`
 					End        string     `json:"endTimeUnixNano"`
 					Attributes []keyValue `json:"attributes"`
+					Events     []struct {
+						Name       string     `json:"name"`
+						Attributes []keyValue `json:"attributes"`
+					} `json:"events"`
 				} `json:"spans"`
 			} `json:"scopeSpans"`
 		} `json:"resourceSpans"`
@@ -135,10 +146,14 @@ func readSpans(t *testing.T, path string) []span {
 			resource := attributes(t, rs.Resource.Attributes)
 			for _, ss := range rs.ScopeSpans {
 				for _, s := range ss.Spans {
+					var events []event
+					for _, e := range s.Events {
+						events = append(events, event{e.Name, attributes(t, e.Attributes)})
+					}
 					spans = append(spans, span{
 						TraceID: s.TraceID, SpanID: s.SpanID, Parent: s.Parent, Name: s.Name,
 						Start: nanos(t, s.Start), End: nanos(t, s.End),
-						Attributes: attributes(t, s.Attributes), Resource: resource,
+						Attributes: attributes(t, s.Attributes), Resource: resource, Events: events,
 					})
 				}
 			}
