@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -91,6 +92,16 @@ func (s step) act() error {
 		return nil
 	case "write":
 		return withFile(s.Path, os.O_RDWR|os.O_CREATE, func(f *os.File) error { return s.write(f, make([]byte, chunk)) })
+	case "write-stripes": // every other page of so many bytes
+		return withFile(s.Path, os.O_RDWR|os.O_CREATE, func(f *os.File) error {
+			page := make([]byte, os.Getpagesize())
+			for at := s.At; at < s.At+s.Bytes; at += 2 * int64(len(page)) {
+				if _, err := f.WriteAt(page, at); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
 	case "write-direct":
 		buffer, err := anonymous(chunk)
 		if err != nil {
@@ -126,6 +137,8 @@ func (s step) act() error {
 		})
 	case "write-uring":
 		return withFile(s.Path, os.O_RDWR|os.O_CREATE, func(f *os.File) error { return s.writeByRing(f) })
+	case "write-uring-poll": // by a thread of the kernel that looks for work
+		return withFile(s.Path, os.O_RDWR|os.O_CREATE, func(f *os.File) error { s.N = 1; return s.writeByRing(f) })
 	case "write-uring-direct":
 		return withFile(s.Path, os.O_RDWR|os.O_CREATE|unix.O_DIRECT, func(f *os.File) error { return s.writeByRing(f) })
 	case "write-aio":
@@ -235,10 +248,12 @@ func (s step) act() error {
 		}
 		time.Sleep(time.Duration(s.N) * time.Millisecond)
 		return unix.Munmap(memory)
-	case "hold": // so many bytes until it exits
+	case "hold": // so many bytes until it exits, touched once and N times again
 		memory, err := anonymous(int(s.Bytes))
-		for i := 0; i < len(memory); i += os.Getpagesize() {
-			memory[i] = byte(i >> 12)
+		for range 1 + s.N {
+			for i := 0; i < len(memory); i += os.Getpagesize() {
+				memory[i] = byte(i >> 12)
+			}
 		}
 		return err
 	case "enter": // a cgroup
@@ -399,6 +414,11 @@ func (s step) writeByRing(f *os.File) error {
 		}
 	}
 	var p params
+	enter := uintptr(1) // IORING_ENTER_GETEVENTS
+	if s.N == 1 {
+		p.flags, p.sqThreadIdle = 1<<1, 100 // IORING_SETUP_SQPOLL
+		enter |= 1 << 1                     // IORING_ENTER_SQ_WAKEUP
+	}
 	ring, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, entries, uintptr(unsafe.Pointer(&p)), 0)
 	if errno != 0 {
 		return fmt.Errorf("io_uring_setup: %w", errno)
@@ -428,14 +448,17 @@ func (s step) writeByRing(f *os.File) error {
 		slot := tail & (p.sqEntries - 1)
 		entry := sqes[slot*entryBytes:][:entryBytes]
 		clear(entry)
-		entry[0], entry[1] = opWrite, async
+		entry[0] = opWrite
+		if s.N == 0 {
+			entry[1] = async
+		}
 		*word(entry, 4) = uint32(f.Fd())
 		*(*uint64)(unsafe.Pointer(&entry[8])) = uint64(at)
 		*(*uint64)(unsafe.Pointer(&entry[16])) = uint64(uintptr(unsafe.Pointer(&buffer[0])))
 		*word(entry, 24) = chunk
 		*word(sq, p.sq.array+slot*4) = slot
-		*word(sq, p.sq.tail) = tail + 1
-		if _, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, ring, 1, 1, 1, 0, 0); errno != 0 {
+		atomic.StoreUint32(word(sq, p.sq.tail), tail+1)
+		if _, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, ring, 1, 1, enter, 0, 0); errno != 0 {
 			return fmt.Errorf("io_uring_enter: %w", errno)
 		}
 		head := *word(cq, p.cq.head)

@@ -243,6 +243,11 @@ func diskCases() []diskCase {
 			want: wanted{write: 4 * mib, dirtied: 4 * mib},
 		},
 		{
+			name: "io_uring, buffered, by its polling thread",
+			ours: []step{{Do: "write-uring-poll", Path: file("a"), Bytes: 4 * mib}},
+			want: wanted{write: 4 * mib, dirtied: 4 * mib},
+		},
+		{
 			name: "io_uring, direct",
 			ours: []step{{Do: "write-uring-direct", Path: file("a"), Bytes: 4 * mib}},
 			want: wanted{write: 4 * mib, direct: true},
@@ -326,6 +331,12 @@ func diskCases() []diskCase {
 			stranger: []step{{Do: "write", Path: file("a"), Bytes: 4 * mib}},
 			then:     []step{{Do: "write", Path: file("a"), At: 4 * mib, Bytes: 4 * mib}},
 			want:     wanted{write: 4 * mib, dirtied: 4 * mib, other: 4 * mib},
+		},
+		{
+			name:     "one file, page by page ours and a stranger's",
+			ours:     []step{{Do: "write-stripes", Path: file("a"), Bytes: 4 * mib}},
+			stranger: []step{{Do: "write-stripes", Path: file("a"), At: 4096, Bytes: 4 * mib}},
+			want:     wanted{write: 2 * mib, dirtied: 2 * mib, other: 2 * mib},
 		},
 		{
 			name:     "our flushed file, rewritten by a stranger",
