@@ -40,13 +40,15 @@ type agent struct {
 	log      *slog.Logger
 
 	stopServing context.CancelFunc
+	// background: the agent's threads have another scheduling policy than it was started with.
+	background bool
 	// served gives what Serve returned.
 	served chan error
 }
 
 // startAgent starts every part; after an error nothing runs. The socket answers when it returns.
 func startAgent(ctx context.Context, config agentConfig) (_ *agent, err error) {
-	a := &agent{log: config.log}
+	a := &agent{log: config.log, background: beBackground()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.close(ctx))

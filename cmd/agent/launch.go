@@ -20,7 +20,8 @@ const (
 // launchCommand becomes CMD in the same process once the agent, which follows that process by then, says so. Hence not one
 // of CMD's reads is missed, and CMD's own lookup and permissions decide whether it starts.
 type launchCommand struct {
-	Command []string `arg:"" passthrough:""`
+	Ordinary bool     `help:"Undo the agent's own scheduling policy."`
+	Command  []string `arg:"" passthrough:""`
 }
 
 // Run returns only if CMD cannot be executed.
@@ -34,6 +35,9 @@ func (c launchCommand) Run(s streams) error {
 	path, err := exec.LookPath(command[0])
 	if errors.Is(err, exec.ErrDot) { // a relative PATH entry: a shell runs it
 		err = nil
+	}
+	if c.Ordinary {
+		beOrdinary()
 	}
 	if err == nil {
 		err = syscall.Exec(path, command, os.Environ())
@@ -59,8 +63,9 @@ type child struct {
 	goAhead *os.File
 }
 
-// launch starts CMD's process with CMD still to come: release lets it go.
-func launch(command, environment []string, credential *syscall.Credential) (*child, error) {
+// launch starts CMD's process with CMD still to come: release lets it go. background says that the agent has changed its own
+// scheduling policy.
+func launch(command, environment []string, credential *syscall.Credential, background bool) (*child, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find the agent's own binary: %w", err)
@@ -70,7 +75,8 @@ func launch(command, environment []string, credential *syscall.Credential) (*chi
 		return nil, fmt.Errorf("make the go-ahead pipe: %w", err)
 	}
 	defer read.Close()
-	cmd := exec.Command(self, append([]string{"launch", "--"}, command...)...)
+	arguments := []string{"launch", fmt.Sprintf("--ordinary=%t", background), "--"}
+	cmd := exec.Command(self, append(arguments, command...)...)
 	cmd.Env = environment
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.ExtraFiles = []*os.File{read}

@@ -126,7 +126,7 @@ func (j *jobRun) makePrivate() (string, error) {
 // follow runs the command to its end, with its tree counted from its first instruction.
 func (j *jobRun) follow(ctx context.Context, a *agent, live *live) (int, error) {
 	environment := j.environment()
-	child, err := launch(j.command, environment, j.trainer.credential())
+	child, err := launch(j.command, environment, j.trainer.credential(), a.background)
 	if err != nil {
 		return 0, err
 	}
