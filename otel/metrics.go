@@ -124,17 +124,12 @@ func (b *metricBuilder) add(g *group, rec *record.LogCall) {
 	system := rec.GetFunction() == record.Function_LOG_SYSTEM_METRICS
 	end := rec.GetFunction() == record.Function_RUN_END
 	var totals map[string]*record.Total
-	var capped bool
 	if system {
 		set := rec.GetStepTotals()
 		if b.mode == StepExemplar {
 			set = rec.GetContextTotals()
 		}
 		p.start = unixTime(set.GetStartUnixNanos())
-		capped = b.mode == StepAttribute && set == nil
-		if capped {
-			p.start = unixTime(rec.GetStartUnixNanos())
-		}
 		totals = make(map[string]*record.Total, len(set.GetTotals()))
 		for _, total := range set.GetTotals() {
 			totals[total.GetName()] = total
@@ -169,7 +164,7 @@ func (b *metricBuilder) add(g *group, rec *record.LogCall) {
 			switch {
 			case m.Kind == names.RunningSum:
 				s.add(p.running(rec), t, r, r)
-			case m.Kind == names.Sum && system && !capped:
+			case m.Kind == names.Sum && system:
 				if total, ok := totals[r.GetName()]; ok {
 					s.add(at, t, r, asReading(total))
 				}

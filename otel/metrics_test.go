@@ -75,13 +75,14 @@ func (s *stepped) log(context string, step *int64, bytes int64, capped bool) {
 		return proto.Clone(t).(*record.TotalSet)
 	}
 	rec.ContextTotals = set(context)
-	if !capped {
-		key := context + "/none"
-		if step != nil {
-			key = fmt.Sprint(context, "/", *step)
-		}
-		rec.StepTotals = set(key)
+	key := context + "/none"
+	switch {
+	case capped:
+		key = context + "/capped"
+	case step != nil:
+		key = fmt.Sprint(context, "/", *step)
 	}
+	rec.StepTotals = set(key)
 	s.total += bytes
 	s.recs = append(s.recs, rec)
 }
@@ -137,6 +138,7 @@ func TestPointsOfAMode(t *testing.T) {
 	s.log("training", proto.Int64(1), 10, false)
 	s.log("training", proto.Int64(2), 20, false)
 	s.log("training", proto.Int64(3), 30, true)
+	s.log("training", proto.Int64(4), 40, true)
 
 	step := func(p metricdata.DataPoint[int64]) int64 {
 		if v, ok := p.Attributes.Value(names.Step); ok {
@@ -145,10 +147,10 @@ func TestPointsOfAMode(t *testing.T) {
 		return -1
 	}
 	got := points(Metrics(s.recs, "1", StepAttribute), "prov4ml.disk.write_bytes")
-	if len(got) != 3 {
-		t.Fatalf("%d points, want 3", len(got))
+	if len(got) != 4 {
+		t.Fatalf("%d points, want 4", len(got))
 	}
-	for i, want := range []struct{ step, value, start int64 }{{1, 10, 0}, {2, 20, 1}, {-1, 30, 2}} {
+	for i, want := range []struct{ step, value, start int64 }{{1, 10, 0}, {2, 20, 1}, {-1, 30, 2}, {-1, 70, 2}} {
 		p := got[i]
 		if step(p) != want.step || p.Value != want.value || p.StartTime.UnixNano() != hello+want.start*second {
 			t.Errorf("point %d: step %d, value %d, start %v; want %+v", i, step(p), p.Value, p.StartTime, want)
@@ -163,7 +165,7 @@ func TestPointsOfAMode(t *testing.T) {
 
 	all := Metrics(s.recs, "1", StepExemplar)
 	got = points(all, "prov4ml.disk.write_bytes")
-	for i, want := range []int64{10, 30, 60} {
+	for i, want := range []int64{10, 30, 60, 100} {
 		p := got[i]
 		if step(p) != -1 || p.Value != want || p.StartTime.UnixNano() != hello {
 			t.Errorf("point %d: step %d, value %d, start %v", i, step(p), p.Value, p.StartTime)
@@ -180,7 +182,7 @@ func TestPointsOfAMode(t *testing.T) {
 			t.Errorf("point %d: the exemplar has %v", i, e.FilteredAttributes)
 		}
 	}
-	if got := points(all, names.MetricStep); len(got) != 3 || got[2].Value != 3 {
+	if got := points(all, names.MetricStep); len(got) != 4 || got[3].Value != 4 {
 		t.Errorf("the gauge of steps is %v", got)
 	}
 }

@@ -879,7 +879,7 @@ type LogCall struct {
 	ClosedSegments []*Segment `protobuf:"bytes,21,rep,name=closed_segments,json=closedSegments,proto3" json:"closed_segments,omitempty"`
 	// Sums of this (context, step), this window included; absent when it is not log_system_metrics.
 	StepTotals *TotalSet `protobuf:"bytes,22,opt,name=step_totals,json=stepTotals,proto3" json:"step_totals,omitempty"`
-	// The step cap is passed: points carry no step.
+	// The step cap is passed: points carry no step, and step_totals are those of all such windows of this context.
 	StepCapped bool `protobuf:"varint,23,opt,name=step_capped,json=stepCapped,proto3" json:"step_capped,omitempty"`
 	// Sums of this context over all steps, this window included.
 	ContextTotals *TotalSet `protobuf:"bytes,24,opt,name=context_totals,json=contextTotals,proto3" json:"context_totals,omitempty"`

@@ -34,6 +34,7 @@ type contextState struct {
 	segment *record.Segment // the open one; nil = none
 	next    uint32          // number of the next segment
 	totals  sums
+	capped  sums    // of the windows that came past the limit of steps
 	last    stepKey // set of the last log_system_metrics
 	used    uint64  // counts calls; the smallest was used least recently
 }

@@ -107,7 +107,8 @@ func (s *steps) drop(context uint32) int {
 	return dropped
 }
 
-// addStep adds a window to its (context, step) set. Past the limits the record says that it has none. The caller holds s.mu.
+// addStep adds a window to its (context, step) set. Past the limits it adds it to the one set that all further steps of the context
+// share; an agent that starts again begins that one anew, with a start time that says so. The caller holds s.mu.
 func (t *Tracker) addStep(s *subject, context *contextState, rec *record.LogCall, delta *sums) {
 	key := stepKey{context: context.id, step: rec.GetStep(), given: rec.Step != nil}
 	set := s.steps.sets[key]
@@ -115,6 +116,8 @@ func (t *Tracker) addStep(s *subject, context *contextState, rec *record.LogCall
 		if len(s.steps.sets)+int(s.steps.gone) >= maxSteps || t.steps.Load() >= maxStepsNode {
 			rec.StepCapped = true
 			t.counters.cappedSteps.Add(1)
+			context.capped.addFrom(delta, rec.StartUnixNanos)
+			rec.StepTotals = context.capped.set()
 			return
 		}
 		if s.steps.sets == nil {

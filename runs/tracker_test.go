@@ -550,18 +550,20 @@ func TestContextsAreBounded(t *testing.T) {
 	}
 }
 
+// total is what a set has of disk.write_bytes; -1 = nothing.
+func total(set *record.TotalSet) int64 {
+	for _, each := range set.GetTotals() {
+		if each.GetName() == record.DiskWriteBytes {
+			return each.GetInteger()
+		}
+	}
+	return -1
+}
+
 func TestTotalsByStepAndContext(t *testing.T) {
 	b := newBench(t)
 	c, _ := sleeper(t)
 	b.hello(t, c, Description{})
-	total := func(set *record.TotalSet) int64 {
-		for _, each := range set.GetTotals() {
-			if each.GetName() == record.DiskWriteBytes {
-				return each.GetInteger()
-			}
-		}
-		return -1
-	}
 	var starts []int64
 	for i, row := range []struct {
 		context       string
@@ -592,16 +594,35 @@ func TestTotalsByStepAndContext(t *testing.T) {
 func TestStepsAreCapped(t *testing.T) {
 	b := newBench(t)
 	c, cmd := sleeper(t)
-	for i := range maxSteps + 2 {
+	b.hello(t, c, Description{})
+	var capped *record.LogCall // the first
+	for i := range maxSteps + 3 {
+		b.probe.with(1, func(tree *process.Tree) { tree.DiskWriteBytes += 10 })
+		b.clock.add(time.Second)
 		rec := b.call(t, c, Call{Context: pointer("training"), Step: pointer(int64(i))})
-		if capped := i >= maxSteps; rec.GetStepCapped() != capped || (rec.GetStepTotals() == nil) != capped || rec.GetContextTotals() == nil {
+		if rec.GetStepCapped() != (i >= maxSteps) || rec.GetContextTotals() == nil {
 			t.Fatalf("step %d: %v", i, rec)
 		}
+		if i == maxSteps {
+			capped = rec
+		}
+		// Past the cap one running total, with a start of its own.
+		want, start := int64(10), rec.GetStartUnixNanos()
+		if i >= maxSteps {
+			want, start = int64(10*(i-maxSteps+1)), capped.GetStartUnixNanos()
+		}
+		if got := rec.GetStepTotals(); total(got) != want || got.GetStartUnixNanos() != start {
+			t.Fatalf("step %d: total %d from %d, want %d from %d", i, total(got), got.GetStartUnixNanos(), want, start)
+		}
+	}
+	b.probe.with(1, func(tree *process.Tree) { tree.DiskWriteBytes += 10 })
+	if rec := b.call(t, c, Call{Context: pointer("validation"), Step: pointer(int64(0))}); !rec.GetStepCapped() || total(rec.GetStepTotals()) != 10 {
+		t.Errorf("another context past the cap: %v", rec)
 	}
 	if rec := b.call(t, c, Call{Context: pointer("training"), Step: pointer(int64(7))}); rec.GetStepCapped() {
 		t.Error("a step within the cap is capped when it comes again")
 	}
-	if got := b.Status().Counters["runs.records_without_step"]; got != 2 {
+	if got := b.Status().Counters["runs.records_without_step"]; got != 4 {
 		t.Errorf("%d counted", got)
 	}
 	_ = cmd.Process.Kill()

@@ -31,7 +31,7 @@ node and host values, so that nothing is summed twice: the FLOPs functions have 
 | point attributes | ` + "`prov4ml.context`, `prov4ml.step`" + ` | ` + "`prov4ml.context`" + ` |
 | a sum is | the total of that context and step; its start is that set's first window | the running total of that context; its start survives restarts of the agent |
 | step | attribute | exemplar with trace and span id, and the gauge ` + "`prov4ml.step`" + ` |
-| series of a run | grow with its steps, up to 10,000; later points have ` + "`prov4ml.step_capped`" + ` instead | constant |
+| series of a run | grow with its steps, up to 10,000; later points have ` + "`prov4ml.step_capped`" + ` instead and share one running total for each context | constant |
 
 Use ` + "`exemplar`" + ` for Prometheus and its kin: there each step would be a series of its own. What is left at the end of a run
 since the last ` + "`log_system_metrics`" + ` has points with ` + "`prov4ml.run_end` = true" + `, series of their own. A set that begins anew has

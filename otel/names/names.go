@@ -55,8 +55,8 @@ const (
 	// RunEnd is true on the points of the remainder that training_run_end carries: a series of its own, so that adding up all
 	// series of a sum gives the run's total.
 	RunEnd = Prefix + "run_end"
-	// StepCapped is true on the points of a record that came after the limit of distinct steps. Where the record has no running
-	// total for it, each point is its window's own total and starts with its window.
+	// StepCapped is true on the points of a record that came after the limit of distinct steps: their sums are running totals of
+	// all such windows of the context.
 	StepCapped = Prefix + "step_capped"
 	// LoggedKey is the key that the script gave to log_metric.
 	LoggedKey = Prefix + "logged.key"
