@@ -319,6 +319,7 @@ func TestBadRequests(t *testing.T) {
 	}{
 		"GET":              {"GET", logSystemMetrics, "", 405, "every method is a POST"},
 		"no such path":     {"POST", "/nothing", "application/json", 404, "the service is /prov4ml.v1.AgentService/"},
+		"no such method":   {"POST", "/prov4ml.v1.AgentService/LogSystemMetric", "application/json", 404, "the service is /prov4ml.v1.AgentService/"},
 		"curl without -H":  {"POST", logSystemMetrics, "application/x-www-form-urlencoded", 415, "application/json"},
 		"no content type":  {"POST", logSystemMetrics, "", 415, "application/json"},
 		"XML":              {"POST", logSystemMetrics, "application/xml", 415, "application/json"},

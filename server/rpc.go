@@ -19,7 +19,12 @@ const minCompressBytes = 1 << 10
 // newMux makes the handlers of gRPC, gRPC-Web and Connect: the agent's service, health and reflection.
 func (s *Server) newMux() *http.ServeMux {
 	mux := http.NewServeMux()
-	mux.Handle(prov4mlv1connect.NewAgentServiceHandler(service{s}, s.handlerOptions()...))
+	// A route for each method, so that a misspelt one gets the sentence that any wrong path gets, and not connect's plain 404.
+	prefix, handler := prov4mlv1connect.NewAgentServiceHandler(service{s}, s.handlerOptions()...)
+	methods := prov4mlv1.File_prov4ml_v1_agent_proto.Services().ByName("AgentService").Methods()
+	for i := range methods.Len() {
+		mux.Handle(prefix+string(methods.Get(i).Name()), handler)
+	}
 	mux.Handle(grpchealth.NewHandler(s.health))
 	reflector := grpcreflect.NewStaticReflector(prov4mlv1connect.AgentServiceName, grpchealth.HealthV1ServiceName)
 	mux.Handle(grpcreflect.NewHandlerV1(reflector))
