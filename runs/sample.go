@@ -1,6 +1,7 @@
 package runs
 
 import (
+	"github.com/prov4ml/agent/probes/cgroup"
 	"github.com/prov4ml/agent/probes/host"
 	"github.com/prov4ml/agent/probes/process"
 	"github.com/prov4ml/agent/record"
@@ -14,6 +15,7 @@ type sample struct {
 	gauges process.Gauges
 	loss   uint64
 	cpu    host.CPUTimes
+	cgroup cgroup.Memory
 	// known says that the tree could be read; without it every value is unknown.
 	known bool
 }

@@ -91,7 +91,7 @@ func (s *subject) start(hello bool) {
 // measure reads the tree, and the trees inside it, into s.now, and moves the edge to the present. With readPeak the peak since the
 // last such reading goes into each function's window. The caller holds s.mu, or is the only one to know s.
 func (t *Tracker) measure(s *subject, readPeak bool) {
-	s.now = sample{cpu: s.now.cpu}
+	s.now = sample{cpu: s.now.cpu, cgroup: t.cgroup.Read(s.key.PID, &s.now.cgroup)}
 	s.unread = s.untracked
 	if s.tree != nil {
 		var follow process.Peak

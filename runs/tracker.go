@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/prov4ml/agent/probes"
+	"github.com/prov4ml/agent/probes/cgroup"
 	"github.com/prov4ml/agent/probes/host"
 	"github.com/prov4ml/agent/probes/process"
 	"github.com/prov4ml/agent/record"
@@ -74,6 +75,7 @@ type Tracker struct {
 	config Config
 	probe  process.Probe
 	host   *host.Probe
+	cgroup *cgroup.Probe
 	sink   Sink
 	memory Memory
 	bootID string
@@ -117,6 +119,7 @@ func New(config Config, probe process.Probe, host *host.Probe, sink Sink, memory
 	bootID, _ := os.ReadFile(config.ProcRoot + "/sys/kernel/random/boot_id")
 	return &Tracker{
 		config: config, probe: probe, host: host, sink: sink, memory: memory,
+		cgroup:   cgroup.New(cgroup.Config{ProcRoot: config.ProcRoot}),
 		bootID:   strings.TrimSpace(string(bootID)),
 		forest:   forest{byID: map[process.TreeID]*tree{}},
 		subjects: map[int]*subject{},

@@ -19,7 +19,7 @@ type readings struct {
 }
 
 // expected is how many readings a record has, and some.
-const expected = 48
+const expected = 64
 
 func newReadings() *readings {
 	return &readings{
@@ -93,6 +93,7 @@ func (t *Tracker) fill(s *subject, w *window, rec *record.LogCall, delta *sums) 
 	if w.unread {
 		rec.Unavailable = append(rec.Unavailable, "the window before this one could not be read: its values are in this one")
 	}
+	r.memoryCgroup(rec, &s.now.cgroup, &w.base.cgroup)
 	if s.now.known && w.base.known {
 		t.fillTree(s, w, rec, r, delta)
 	}

@@ -51,6 +51,7 @@ func Markdown(w io.Writer) error {
 		{"The tree", Tree},
 		{"The node in the window", Node},
 		{"The host", Host},
+		{"The memory cgroup", Cgroup},
 		{"GPUs", GPU},
 		{"The model", Model},
 	}

@@ -157,13 +157,15 @@ const (
 	Host
 	// GPU is the GPUs that the tree uses.
 	GPU
+	// Cgroup is one memory cgroup with all processes in it.
+	Cgroup
 	// Model is the arithmetic of the model, counted and not measured.
 	Model
 )
 
 // String gives the scope as documents write it.
 func (s Scope) String() string {
-	return [...]string{"?", "call", "tree", "node", "host", "GPU", "model"}[s]
+	return [...]string{"?", "call", "tree", "node", "host", "GPU", "cgroup", "model"}[s]
 }
 
 // Attribute is a fixed attribute of a metric's points.

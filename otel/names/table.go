@@ -8,6 +8,7 @@ const (
 	askedFor   = "pipes and sockets are in it; io_uring's buffered reads are not"
 	// A double holds every integer up to there.
 	exactDouble = "exact to 2^53"
+	inCgroup    = "all processes of the cgroup, those of no tree included; at most 10 ms old"
 	nodeWide    = "the whole node, all devices; overlapping windows of two processes report the same bytes twice, so never add them up over processes"
 )
 
@@ -72,6 +73,19 @@ func Rows() []Row {
 		metric(Sum, "memory.minor_faults", Int, "{fault}", Tree, "Page faults served without a device.", ""),
 		metric(Sum, "memory.major_faults", Int, "{fault}", Tree, "Page faults that waited for a device.", ""),
 		metric(Sum, "memory.reclaim_stall_seconds", Double, "s", Tree, "Time that threads spent freeing memory before they got some, summed over threads: direct and memory-cgroup reclaim.", ""),
+
+		attribute("cgroup.path", String, "", Cgroup, "The memory cgroup that the following is about: the one with the smallest limit among the process's own and those around it, without a limit its own. Below the mount point of its hierarchy.", ""),
+		metric(Gauge, "cgroup.memory.usage_bytes", Int, "By", Cgroup, "Memory charged to the cgroup at the window's end.", inCgroup),
+		metric(Gauge, "cgroup.memory.peak_bytes", Int, "By", Cgroup, "The largest usage since the cgroup was made, so not the window's; v2: kernel 5.19 and newer.", ""),
+		metric(Gauge, "cgroup.memory.limit_bytes", Int, "By", Cgroup, "Its limit; absent without one.", ""),
+		metric(Gauge, "cgroup.memory.anon_bytes", Int, "By", Cgroup, "Of the usage: anonymous memory.", inCgroup),
+		metric(Gauge, "cgroup.memory.file_bytes", Int, "By", Cgroup, "Of the usage: page cache, shared memory apart.", inCgroup),
+		metric(Gauge, "cgroup.memory.shmem_bytes", Int, "By", Cgroup, "Of the usage: shared memory and tmpfs, `/dev/shm` included.", inCgroup),
+		metric(Gauge, "cgroup.memory.kernel_bytes", Int, "By", Cgroup, "Of the usage: the kernel's own; v2: kernel 5.18 and newer.", inCgroup),
+		metric(Gauge, "cgroup.memory.pressure_some_seconds", Double, "s", Cgroup, "Time of the window in which at least one of its processes stood still for lack of memory (PSI); v2 only.", ""),
+		metric(Gauge, "cgroup.memory.pressure_full_seconds", Double, "s", Cgroup, "Time of the window in which all of its processes that had work did.", ""),
+		metric(Gauge, "host.memory.pressure_some_seconds", Double, "s", Host, "The same of the whole machine: some process stood still.", ""),
+		metric(Gauge, "host.memory.pressure_full_seconds", Double, "s", Host, "All processes that had work stood still.", ""),
 
 		metric(Sum, "cpu.seconds", Double, "s", Tree, "CPU time, user and system.", ""),
 		metric(Gauge, "processes", Int, "{process}", Tree, "Processes alive at the window's end.", ""),

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/prov4ml/agent/record"
 )
 
@@ -46,9 +48,12 @@ type Memory struct {
 	AnonBytes, FileBytes, ShmemBytes, KernelBytes Value
 	// Time in which some, or all, of its processes stood still for lack of memory, cumulative, in µs. v2 only.
 	SomeMicros, FullMicros Value
+	// The same of the whole machine, whatever State is.
+	HostSomeMicros, HostFullMicros Value
 
 	taken time.Time
 	pid   int
+	at    place
 }
 
 // Probe reads cgroups. Its methods may be called from any goroutine.
@@ -65,50 +70,73 @@ func New(config Config) *Probe {
 	return &Probe{config}
 }
 
-// Read returns the memory cgroup of a process, or last where that is a reading of the same process and young enough.
+// Read returns the memory cgroup of a process, or last where that is a reading of the same process and young enough. Of a process that
+// has exited it reads the cgroup of last.
 func (p *Probe) Read(pid int, last *Memory) Memory {
 	now := time.Now()
 	if last != nil && last.pid == pid && !last.taken.IsZero() && now.Sub(last.taken) < p.config.MaxAge {
 		return *last
 	}
-	m := p.read(pid)
+	at, err := p.find(pid)
+	if errors.Is(err, fs.ErrNotExist) && last != nil && last.pid == pid && last.State == record.State_OK {
+		at, err = last.at, nil
+	}
+	var m Memory
+	if err != nil {
+		m = absent(err.Error())
+	} else {
+		m = at.files.read(at.mount, at.below)
+	}
+	m.at = at
+	m.HostSomeMicros, m.HostFullMicros = p.hostPressure()
 	m.taken, m.pid = now, pid
 	return m
 }
 
-func absent(reason string) Memory { return Memory{State: record.State_ABSENT, Reason: reason} }
+func absent(reason string) Memory {
+	return Memory{State: record.State_ABSENT, Reason: "cgroup: " + reason}
+}
 
-func (p *Probe) read(pid int) Memory {
+// place is where a process's memory cgroup is.
+type place struct {
+	files
+	mount, below string
+}
+
+// find finds the memory cgroup of a process; an error that is fs.ErrNotExist says that there is no such process.
+func (p *Probe) find(pid int) (place, error) {
 	text, err := os.ReadFile(filepath.Join(p.config.ProcRoot, strconv.Itoa(pid), "cgroup"))
+	if errors.Is(err, unix.ESRCH) {
+		err = fs.ErrNotExist // it went between open and read
+	}
 	if err != nil {
-		return absent(fmt.Sprintf("cgroup: the process's cgroup cannot be read: %v", err))
+		return place{}, fmt.Errorf("the process's cgroup cannot be read: %w", err)
 	}
 	version, below := memoryPath(string(text))
 	switch {
 	case version == 0:
-		return absent("cgroup: memory is not accounted by cgroup")
+		return place{}, errors.New("memory is not accounted by cgroup")
 	case below == "/":
-		return absent("cgroup: the process is in the root cgroup, which is the host")
+		return place{}, errors.New("the process is in the root cgroup, which is the host")
 	case strings.HasPrefix(below, "/.."):
-		return absent("cgroup: the process's cgroup is outside the agent's cgroup namespace")
+		return place{}, errors.New("the process's cgroup is outside the agent's cgroup namespace")
 	}
 	mounts, err := os.ReadFile(filepath.Join(p.config.ProcRoot, "self", "mountinfo"))
 	if err != nil {
-		return absent(fmt.Sprintf("cgroup: mount points cannot be read: %v", err))
+		return place{}, fmt.Errorf("mount points cannot be read: %v", err)
 	}
 	mount, root, ok := mountOf(string(mounts), version)
 	if !ok {
-		return absent("cgroup: the memory hierarchy is not mounted where the agent runs")
+		return place{}, errors.New("the memory hierarchy is not mounted where the agent runs")
 	}
 	relative, ok := strings.CutPrefix(below, strings.TrimSuffix(root, "/"))
 	if !ok {
-		return absent("cgroup: the process's cgroup is outside what is mounted where the agent runs")
+		return place{}, errors.New("the process's cgroup is outside what is mounted where the agent runs")
 	}
-	files := v2
 	if version == 1 {
-		files = v1
+		return place{v1(), mount, relative}, nil
 	}
-	return files().read(mount, relative)
+	return place{v2(), mount, relative}, nil
 }
 
 // memoryPath returns which version accounts the process's memory, and the path of its cgroup; 0 = none does.
@@ -190,7 +218,7 @@ func v2() files {
 		kernelKey: "kernel",
 		anon:      "anon", file: "file", shmem: "shmem",
 		pressure: "memory.pressure",
-		noPeak:   "memory.peak is there from kernel 5.19 on", noPressure: "the kernel runs without PSI (boot with psi=1)",
+		noPeak:   "memory.peak is there from kernel 5.19 on", noPressure: noPSI,
 	}
 }
 
@@ -209,7 +237,7 @@ func (f files) read(mount, relative string) Memory {
 		}
 	}
 	if chosen == "" {
-		return absent("cgroup: no cgroup of the process accounts memory, or it is gone")
+		return absent("no cgroup of the process accounts memory, or it is gone")
 	}
 	dir := filepath.Join(mount, chosen)
 	m := Memory{State: record.State_OK, Path: chosen}
@@ -223,6 +251,9 @@ func (f files) read(mount, relative string) Memory {
 	m.SomeMicros, m.FullMicros = f.readPressure(dir)
 	return m
 }
+
+// noPSI is the reason of a kernel built with CONFIG_PSI_DEFAULT_DISABLED, or without PSI.
+const noPSI = "the kernel runs without PSI (boot with psi=1)"
 
 // noLimit is where v1's "no limit" begins: the largest number of pages that a signed 64-bit number of bytes holds.
 const noLimit = 1 << 62
@@ -324,11 +355,11 @@ func parsePressure(text string) (some, full Value) {
 	return some, full
 }
 
-// HostPressure reads the same totals of the whole machine.
-func (p *Probe) HostPressure() (some, full Value) {
+// hostPressure reads the same totals of the whole machine.
+func (p *Probe) hostPressure() (some, full Value) {
 	text, err := os.ReadFile(filepath.Join(p.config.ProcRoot, "pressure", "memory"))
 	if err != nil {
-		v := Value{State: record.State_UNSUPPORTED, Reason: "the kernel runs without PSI (boot with psi=1)"}
+		v := Value{State: record.State_UNSUPPORTED, Reason: noPSI}
 		return v, v
 	}
 	return parsePressure(string(text))

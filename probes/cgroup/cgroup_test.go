@@ -41,7 +41,10 @@ func (m machine) copy(name, from string) {
 	m.write(name, string(text))
 }
 
+const hostPressure = "some avg10=0.00 avg60=0.00 avg300=0.00 total=30\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=20\n"
+
 func (m machine) mounts(v1, v2 string) {
+	m.write("proc/pressure/memory", hostPressure)
 	var text strings.Builder
 	text.WriteString("23 28 0:21 / /proc rw,relatime - proc proc rw\n")
 	if v1 != "" {
@@ -62,6 +65,7 @@ func ok(n uint64) Value { return Value{Amount: n, State: record.State_OK} }
 
 func same(t *testing.T, got, want Memory) {
 	t.Helper()
+	want.HostSomeMicros, want.HostFullMicros = ok(30), ok(20)
 	if d := cmp.Diff(want, got, cmpopts.IgnoreUnexported(Memory{})); d != "" {
 		t.Error(d)
 	}
@@ -218,6 +222,23 @@ func TestLive(t *testing.T) {
 	}
 	if got.UsageBytes.State != record.State_OK || got.UsageBytes.Amount == 0 || got.AnonBytes.Amount == 0 {
 		t.Errorf("%+v", got)
+	}
+}
+
+func TestAnExitedProcessHasTheCgroupThatItHad(t *testing.T) {
+	m := newMachine(t)
+	m.mounts("", "/")
+	m.write("proc/7/cgroup", "0::/a\n")
+	m.write("v2/a/memory.current", "1\n")
+	p := New(Config{ProcRoot: filepath.Join(m.root, "proc"), MaxAge: -1})
+	first := p.Read(7, nil)
+	if err := os.RemoveAll(filepath.Join(m.root, "proc/7")); err != nil {
+		t.Fatal(err)
+	}
+	m.write("v2/a/memory.current", "2\n")
+	second := p.Read(7, &first)
+	if third := p.Read(7, &second); third.UsageBytes != ok(2) || third.Path != "/a" {
+		t.Errorf("%+v", third)
 	}
 }
 
