@@ -47,6 +47,8 @@ type demoAct struct {
 	name  string // in the table
 	title string // while it is played
 	order string // for the job; empty = it does nothing
+	// cached is a file that is in the page cache from here on.
+	cached string
 	// stranger: meanwhile a process outside the tree writes its own and calls sync.
 	stranger bool
 	// The truth. memory: the answer has it.
@@ -67,7 +69,7 @@ func demoActs(dir string) []demoAct {
 		{name: "grandchild", title: "a grandchild writes 8 MiB", order: file("parent write-sync", demoGrandchildFile, demoGrandchildBytes), write: demoGrandchildBytes},
 		{name: "child, O_DIRECT", title: "a child writes 32 MiB past the page cache (O_DIRECT)", order: file("write-direct", demoDirectFile, demoDirectBytes), write: demoDirectBytes},
 		{name: "job, cold read", title: "the job reads 64 MiB from the disk", order: "read cold " + demoChildFile, read: demoChildBytes},
-		{name: "job, warm read", title: "the job reads the same 64 MiB from the page cache", order: "read warm " + demoChildFile},
+		{name: "job, warm read", title: "the job reads the same 64 MiB from the page cache", order: "read warm " + demoChildFile, cached: demoChildFile},
 		{name: "nothing; a stranger syncs", title: "a stranger alone writes 48 MiB and calls sync", stranger: true},
 		{name: "child, 300 MiB for 0.2 s", title: "a child holds 300 MiB of memory for 0.2 s", order: "hold " + strconv.Itoa(demoMemoryBytes), memory: true},
 	}
@@ -134,9 +136,15 @@ func (d *truthDemo) play(ctx context.Context) (rows []demoRow, err error) {
 		return nil, fmt.Errorf("make a directory for the socket: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(private)) }()
-	if err := warmUp(); err != nil {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find the agent's own binary: %w", err)
+	}
+	release, err := keepCached(self) // every actor is this binary
+	if err != nil {
 		return nil, err
 	}
+	defer release()
 	log := slog.New(slog.NewTextHandler(d.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	socket := filepath.Join(private, socketFile)
 	a, err := startAgent(ctx, agentConfig{
@@ -189,6 +197,13 @@ func (d *truthDemo) acts(ctx context.Context, dir string, job *demoJob, asker *p
 		fmt.Fprintf(d.err, "%d/%d %s ... ", i+1, len(acts), act.title)
 		began := time.Now()
 		row := demoRow{demoAct: act}
+		if act.cached != "" {
+			release, err := keepCached(filepath.Join(dir, act.cached))
+			if err != nil {
+				return nil, err
+			}
+			defer release()
+		}
 		answer, err := job.order(act.order)
 		if err == nil && act.stranger {
 			err = stranger(ctx, dir)
@@ -278,22 +293,29 @@ func needsEBPF(status []probes.Status) error {
 	return nil
 }
 
-// warmUp brings the binary into the page cache, so that no actor reads a page of it from the disk: that would be a true read
-// of the job's, and not the one that the demo is about.
-func warmUp() error {
-	self, err := os.Executable()
+// keepCached holds a file in the page cache until release is called. On a machine that is short of memory the job would read it again
+// from the disk: true reads, and not those that the demo is about.
+func keepCached(path string) (release func(), err error) {
+	f, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("find the agent's own binary: %w", err)
-	}
-	f, err := os.Open(self)
-	if err != nil {
-		return fmt.Errorf("read the agent's own binary: %w", err)
+		return nil, fmt.Errorf("hold %s in the page cache: %w", path, err)
 	}
 	defer f.Close()
-	if _, err := io.Copy(io.Discard, f); err != nil {
-		return fmt.Errorf("read the agent's own binary: %w", err)
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("hold %s in the page cache: %w", path, err)
 	}
-	return nil
+	memory, err := unix.Mmap(int(f.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("hold %s in the page cache: %w", path, err)
+	}
+	if err := unix.Mlock(memory); err != nil {
+		// Over RLIMIT_MEMLOCK without CAP_IPC_LOCK: reading it once is all that can be done.
+		if _, err := io.Copy(io.Discard, f); err != nil {
+			return nil, errors.Join(fmt.Errorf("read %s: %w", path, err), unix.Munmap(memory))
+		}
+	}
+	return func() { _ = unix.Munmap(memory) }, nil
 }
 
 // stranger is a process outside the job's tree.
