@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -52,35 +53,20 @@ var otherVariables = [...]string{
 // maxVariable is how long a launcher's variable may be, in bytes; a longer one is not taken.
 const maxVariable = 1024
 
-// launcherVariable says whether a rule below reads the variable.
-func launcherVariable(name string) bool {
-	for _, known := range rankVariables {
-		if name == known {
-			return true
-		}
+// launcherVariables are all that a rule below reads.
+func launcherVariables() []string {
+	names := slices.Concat(rankVariables[:], attemptVariables[:], otherVariables[:])
+	for _, cluster := range clusterVariables {
+		names = append(names, cluster.name)
 	}
-	for _, known := range attemptVariables {
-		if name == known {
-			return true
-		}
-	}
-	for _, known := range clusterVariables {
-		if name == known.name {
-			return true
-		}
-	}
-	for _, known := range otherVariables {
-		if name == known {
-			return true
-		}
-	}
-	return false
+	return names
 }
 
 // take keeps what the rules read of an environment.
 func (l *launch) take(environment map[string]string) {
-	for name, value := range environment {
-		if !launcherVariable(name) || len(value) > maxVariable {
+	for _, name := range launcherVariables() {
+		value, there := environment[name]
+		if !there || len(value) > maxVariable {
 			continue
 		}
 		if l.environment == nil {
@@ -196,6 +182,11 @@ func (t *Tracker) describe(s *subject, d *Description) (Info, error) {
 		who = proto.Clone(who).(*record.Process)
 		who.ServiceName = s.launch.serviceName(who.GetServiceName())
 		s.identity = who
+	}
+	for _, metric := range d.Metrics {
+		if metric.Context != nil {
+			metric.Context = proto.String(normalContext(metric.GetContext()))
+		}
 	}
 	room := min(len(d.Metrics), maxMetrics-len(s.metrics))
 	s.metrics = append(s.metrics, d.Metrics[:room]...)

@@ -1,7 +1,13 @@
 package runs
 
 import (
+	"os"
+	"regexp"
+	"slices"
+	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func TestRunID(t *testing.T) {
@@ -100,6 +106,29 @@ func TestLauncherVariablesAreBounded(t *testing.T) {
 	l.take(map[string]string{"PROV4ML_RUN_ID": string(make([]byte, maxVariable+1)), "SECRET_TOKEN": "x", "RANK": "1"})
 	if len(l.environment) != 1 || l.environment["RANK"] != "1" {
 		t.Errorf("%v", l.environment)
+	}
+}
+
+// What the client does not send, no rule can use; what no rule uses is nobody's business.
+func TestClientSendsWhatTheRulesRead(t *testing.T) {
+	source, err := os.ReadFile("../client/python/prov4ml/_environment.py")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, list, found := strings.Cut(string(source), "_NAMES = (\n")
+	list, _, closed := strings.Cut(list, "\n)\n")
+	if !found || !closed {
+		t.Fatal("the client has no list _NAMES")
+	}
+	sent := []string{"TRACEPARENT"} // in a field of its own
+	for _, quoted := range regexp.MustCompile(`"(\w+)"`).FindAllStringSubmatch(list, -1) {
+		sent = append(sent, quoted[1])
+	}
+	read := launcherVariables()
+	slices.Sort(sent)
+	slices.Sort(read)
+	if diff := cmp.Diff(read, sent); diff != "" {
+		t.Errorf("read by a rule (-), sent by the client (+):\n%s", diff)
 	}
 }
 

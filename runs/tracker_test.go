@@ -422,6 +422,16 @@ func TestRunEndedByTheProcess(t *testing.T) {
 	}
 }
 
+func TestLoggedMetricsHaveTheirContextsSpelling(t *testing.T) {
+	b := newBench(t)
+	c, _ := sleeper(t)
+	b.hello(t, c, Description{Metrics: []*record.LoggedMetric{{Key: "a", Context: pointer("TRAINING")}, {Key: "b"}}})
+	got := b.call(t, c, Call{}).GetLoggedMetrics()
+	if len(got) != 2 || got[0].GetContext() != "training" || got[1].Context != nil {
+		t.Errorf("%v", got)
+	}
+}
+
 func TestLoggedMetricsAreNeverLost(t *testing.T) {
 	b := newBench(t)
 	c, cmd := sleeper(t)

@@ -52,7 +52,7 @@ func TestProtocols(t *testing.T) {
 				if res.Msg.GetRecord() != 1 || len(res.Msg.GetTraceId()) != 32 || len(res.Msg.GetSpanId()) != 16 {
 					t.Errorf("answer %v", res.Msg)
 				}
-				if got := r.tracker.taken()[0]; *got.call.Context != "validation" || *got.call.Step != -7 || got.caller.PID != os.Getpid() {
+				if got := r.tracker.taken()[0]; *got.call.Context != "Validation" || *got.call.Step != -7 || got.caller.PID != os.Getpid() {
 					t.Errorf("took %+v", got)
 				}
 
@@ -246,7 +246,7 @@ func TestCallFields(t *testing.T) {
 		t.Errorf("nothing said: %+v", c)
 	}
 	// Monotonic time 1 ns is when the node booted.
-	if c := calls[1].call; *c.Context != "testing" || *c.Step != 0 || *c.Timestamp != 1700000000000 || c.Lag < minLag || c.Traceparent != parent || c.DroppedCalls != 3 {
+	if c := calls[1].call; *c.Context != "TESTING" || *c.Step != 0 || *c.Timestamp != 1700000000000 || c.Lag < minLag || c.Traceparent != parent || c.DroppedCalls != 3 {
 		t.Errorf("everything said: %+v", c)
 	}
 	if c := calls[2].call; *c.Context != "my phase" || c.Timestamp != nil || c.Traceparent != "" {
@@ -301,7 +301,7 @@ func TestDescribe(t *testing.T) {
 	if d.Name != "n" || d.Environment["RANK"] != "1" || d.Script != "train.py" || d.Attributes["lr"] != "0.1" || !d.End || len(d.Metrics) != 2 {
 		t.Fatalf("%+v", d)
 	}
-	if m := d.Metrics[0]; m.GetKey() != "loss" || m.GetValue() == m.GetValue() || m.GetContext() != "training" || m.GetStep() != 2 ||
+	if m := d.Metrics[0]; m.GetKey() != "loss" || m.GetValue() == m.GetValue() || m.GetContext() != "TRAINING" || m.GetStep() != 2 ||
 		m.GetTimeUnixNanos() != 1700000000000*1e6 {
 		t.Errorf("%v", m)
 	}

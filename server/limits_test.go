@@ -237,20 +237,6 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-func TestContextSpelling(t *testing.T) {
-	for in, want := range map[string]string{
-		"TRAINING": "training", "Training": "training", "training": "training", "VALIDATION": "validation", "eValuation": "evaluation",
-		"Testing": "testing", "test": "test", "TRAINING ": "TRAINING ", "": "", "Тraining": "Тraining", "warm-up": "warm-up",
-	} {
-		if got := normalContext(&in); *got != want {
-			t.Errorf("%q: %q", in, *got)
-		}
-	}
-	if normalContext(nil) != nil {
-		t.Error("None is not absent")
-	}
-}
-
 // More objects than can mean anything are refused before they are decoded, in both encodings.
 func TestObjectLimit(t *testing.T) {
 	const path = "/prov4ml.v1.AgentService/LogFlopsPerBatch"

@@ -65,7 +65,7 @@ func (s *Server) take(c *conn, h callHead, streamed bool, make func(runs.Caller)
 	if err != nil {
 		return nil, nil, err
 	}
-	call.Context = normalContext(h.context)
+	call.Context = h.context
 	call.Step = h.step
 	call.Traceparent = s.traceparent(h.traceparent)
 	if h.timestamp != nil && *h.timestamp != 0 {
@@ -189,7 +189,7 @@ func (s *Server) describe(ctx context.Context, c *conn, m *prov4mlv1.DescribeRun
 		metrics[i] = &record.LoggedMetric{
 			Key:           lm.GetKey(),
 			Value:         lm.GetValue(),
-			Context:       normalContext(lm.Context),
+			Context:       lm.Context,
 			Step:          lm.Step,
 			TimeUnixNanos: unixNanos(lm.GetTimestamp()),
 		}
@@ -249,19 +249,6 @@ func trackerRefusal(err error) error {
 func (s *Server) panicked(p any) error {
 	s.cfg.Logger.Error("a call panicked", "panic", p, "stack", string(debug.Stack()))
 	return refusef(countPanics, connect.CodeInternal, "the agent failed on this call (%s): please report it", fmt.Sprint(p))
-}
-
-// normalContext gives the four phases their one spelling; any other string stays as it is.
-func normalContext(context *string) *string {
-	if context == nil {
-		return nil
-	}
-	for _, phase := range [...]string{"training", "validation", "evaluation", "testing"} {
-		if strings.EqualFold(*context, phase) {
-			return &phase
-		}
-	}
-	return context
 }
 
 // lag is how long ago the script made the call, by the clock that both read. A caller in a time namespace of its own may

@@ -227,7 +227,7 @@ func TestCurlLine(t *testing.T) {
 	if got.caller.PID != os.Getpid() || got.caller.UID != uint32(os.Getuid()) {
 		t.Errorf("caller %+v", got.caller)
 	}
-	if got.call.Function != record.Function_LOG_SYSTEM_METRICS || got.call.Context == nil || *got.call.Context != "training" ||
+	if got.call.Function != record.Function_LOG_SYSTEM_METRICS || got.call.Context == nil || *got.call.Context != "TRAINING" ||
 		got.call.Step == nil || *got.call.Step != 3 {
 		t.Errorf("call %+v", got.call)
 	}
