@@ -1,8 +1,10 @@
 // Package host measures the whole machine, whatever the process trees on it do: memory in use, CPU time, fullness of file
 // systems.
 //
-// Memory and CPU come from gopsutil (/proc/meminfo, /proc/stat). Both files cost more the larger the machine is (the kernel sums
-// every CPU and every interrupt for one read of /proc/stat), so all callers share one reading that is at most Config.MaxAge old.
+// Memory and CPU come from /proc/meminfo and /proc/stat. Both files cost more the larger the machine is (the kernel sums every
+// CPU and every interrupt for one read of /proc/stat), so all callers share one reading that is at most Config.MaxAge old. The
+// training waits for it in most calls, so the three lines are read from open files: 34 µs with cold caches, where gopsutil, which
+// reads all of them, takes 151 µs. gopsutil answers for whatever is not found that way.
 // With the default of 10 ms nothing is lost for CPU time, which the kernel counts in ticks of 10 ms; memory is at most that much
 // behind. A file system is asked at each call.
 //
@@ -57,11 +59,13 @@ type Probe struct {
 	gather context.Context
 	now    func() time.Time
 
-	mu     sync.Mutex
-	taken  time.Time
-	memory Value
-	times  CPUTimes
-	reason string
+	mu      sync.Mutex
+	meminfo procFile
+	stat    procFile
+	taken   time.Time
+	memory  Value
+	times   CPUTimes
+	reason  string
 }
 
 // New makes a probe. It reads nothing yet.
@@ -73,9 +77,11 @@ func New(config Config) *Probe {
 		config.MaxAge = 10 * time.Millisecond
 	}
 	return &Probe{
-		config: config,
-		gather: context.WithValue(context.Background(), common.EnvKey, common.EnvMap{common.HostProcEnvKey: config.ProcRoot}),
-		now:    time.Now,
+		config:  config,
+		meminfo: procFile{path: config.ProcRoot + "/meminfo"},
+		stat:    procFile{path: config.ProcRoot + "/stat"},
+		gather:  context.WithValue(context.Background(), common.EnvKey, common.EnvMap{common.HostProcEnvKey: config.ProcRoot}),
+		now:     time.Now,
 	}
 }
 
@@ -144,6 +150,11 @@ func (p *Probe) refresh() {
 var errEmpty = errors.New("no such line")
 
 func (p *Probe) readMemory() Value {
+	if head, err := p.meminfo.read(); err == nil {
+		if total, available, err := parseMemory(head); err == nil {
+			return memoryInUse(total, available)
+		}
+	}
 	stat, err := mem.VirtualMemoryWithContext(p.gather)
 	// gopsutil swallows the error of opening the file and leaves zeros.
 	if err == nil && stat.Total == 0 {
@@ -152,11 +163,20 @@ func (p *Probe) readMemory() Value {
 	if err != nil {
 		return Value{State: record.State_UNSUPPORTED, Reason: fmt.Sprintf("read memory from %s/meminfo: %v", p.config.ProcRoot, err)}
 	}
-	available := min(stat.Available, stat.Total)
-	return Value{Percent: 100 * float64(stat.Total-available) / float64(stat.Total), State: record.State_OK}
+	return memoryInUse(stat.Total, stat.Available)
+}
+
+func memoryInUse(total, available uint64) Value {
+	available = min(available, total)
+	return Value{Percent: 100 * float64(total-available) / float64(total), State: record.State_OK}
 }
 
 func (p *Probe) readTimes() (CPUTimes, string) {
+	if head, err := p.stat.read(); err == nil {
+		if times, err := parseTimes(head); err == nil {
+			return times, ""
+		}
+	}
 	stats, err := cpu.TimesWithContext(p.gather, false)
 	if err == nil && len(stats) == 0 {
 		err = errEmpty
