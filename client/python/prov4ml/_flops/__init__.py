@@ -57,10 +57,10 @@ What a known signature costs, and what it notices
 =================================================
 
 A call computes a key from the batch's shapes and dtypes, the model's train flag, the autocast setting and the
-``requires_grad`` bits of at most 128 parameter tensors (a rotating slice of a larger model). So:
+``requires_grad`` bits of at most 16 parameter tensors, spread evenly over the model, others in each call. So:
 
-* a freeze or an unfreeze is noticed in the same call for a model of up to 128 parameter tensors, else within
-  ``ceil(parameter tensors / 128)`` calls;
+* a freeze or an unfreeze of one parameter tensor is noticed within ``ceil(parameter tensors / 16)`` calls (4 for a
+  ResNet-18, 19 for a Llama-7B), of that many neighbouring ones or more in the same call;
 * a replaced parameter whose predecessor was released: in the same bound;
 * any other change of structure (a module added, a module's own train flag, a plain setting such as ``num_layers``):
   within 128 calls, and whenever the model's train flag has changed.

@@ -21,6 +21,7 @@ from .shadow import META, META_LENGTHS
 from .tracing import NeedsTrainingThreadError, NotTracedError, Setting, batch_size, trace
 from .watch import Watch
 
+_Tensor = torch.Tensor
 _MAX_VALUES = 4096  # elements of an integer vector, or of a list of numbers, that may be part of a key
 _STRIKES = 3  # equal costs under different numbers before numbers are left out of the key
 _MAX_LEARNED = 4096
@@ -271,11 +272,9 @@ def shape_key(x: Any, values: bool, numbers: bool, depth: int = 0) -> Any:
 
     Takes tensors and blueprints alike, with equal results.
     """
-    if isinstance(x, torch.Tensor):
-        if values and _is_vector(x):
-            return x.shape, x.dtype, x.requires_grad, tuple(x.tolist()) if x.dim() else x.item()
-        return x.shape, x.dtype, x.requires_grad
     cls = type(x)
+    if (cls is _Tensor or isinstance(x, _Tensor)) and not (values and _is_vector(x)):
+        return x.shape, x.dtype, x.requires_grad
     if cls is tuple or cls is list:
         if len(x) > 16 and isinstance(x[0], (int, float, str)):
             return cls, len(x), tuple(x) if numbers and len(x) <= _MAX_VALUES and isinstance(x[0], int) else None
@@ -297,6 +296,8 @@ def _is_vector(x: torch.Tensor) -> bool:
 
 def _other_key(x: Any, values: bool, numbers: bool, depth: int) -> Any:
     cls = type(x)
+    if isinstance(x, _Tensor):  # whose numbers decide
+        return x.shape, x.dtype, x.requires_grad, tuple(x.tolist()) if x.dim() else x.item()
     if cls.__name__ == "Blueprint":
         if values and x.values is not None:
             return x.size, x.dtype, x.grad, tuple(x.values.tolist()) if x.size else x.values.item()

@@ -101,7 +101,9 @@ class Tracer:
 
     def batch(self, model: Any, batch: Any) -> Cost:
         """The cost of one batch."""
-        state = self.state(model)
+        state = self._states.get(id(model))
+        if state is None or state.model() is not model:
+            state = self._new_state(model)
         if state.torch is None or counters.registered(model) is not None:
             return self._other(state, model, batch)
         key = state.torch.key(model, batch)

@@ -1,9 +1,9 @@
 """Notices when a model is no longer the one that was traced, for microseconds a call.
 
 A full walk over the modules gives a digest of everything that a trace depends on: classes, train flags, shapes and
-``requires_grad`` bits of the parameters, plain settings. Between walks each call reads the bits of up to 128 parameter
-tensors, the next ones each time. A walk follows when a bit differs or a tensor is gone, when the model's train flag has
-changed, and every 128 calls.
+``requires_grad`` bits of the parameters, plain settings. Between walks each call reads the bits of at most 16 parameter
+tensors, spread evenly over the model, the next ones each time. A walk follows when a bit differs or a tensor is gone,
+when the model's train flag has changed, and every 128 calls.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Dict, FrozenSet, List, Tuple
 
 import torch
 
-SLICE = 128
+SLICE = 16
 CALLS = 128
 
 
@@ -74,12 +74,13 @@ class Watch:
         parts.append(frozenset(item for item in settings.items() if item[0] not in self.volatile))
         self.digest = hash(tuple(parts))
         self.device = parameters[0].device.type if parameters else "cpu"
+        count = max(-(-len(parameters) // SLICE), 1)
         self._slices = [
             (
-                [weakref.ref(parameter) for parameter in parameters[start : start + SLICE]],
-                [parameter.requires_grad for parameter in parameters[start : start + SLICE]],
+                [weakref.ref(parameter) for parameter in parameters[start::count]],
+                [parameter.requires_grad for parameter in parameters[start::count]],
             )
-            for start in range(0, max(len(parameters), 1), SLICE)
+            for start in range(count)
         ]
         self._next = 0
         return self.digest

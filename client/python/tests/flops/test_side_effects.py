@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import random
+import threading
 from typing import Any, Callable, Dict, List
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from prov4ml import _flops
+from prov4ml._flops.settings import SEES_HOOKS
 
 numpy = pytest.importorskip("numpy")
 SECONDS = 120
@@ -88,7 +90,11 @@ def _plain(value: Any) -> Any:
     return repr(value)
 
 
-def everything(model: nn.Module, optimizer: torch.optim.Optimizer, fired: List[str]) -> Dict[str, str]:
+# What the hooks of a user saw; no closure, of which a shadow would have its own copy.
+FIRED: List[str] = []
+
+
+def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> Dict[str, str]:
     """A digest of each thing that counting must not move."""
     things: Dict[str, Any] = {
         "parameters": [(name, id(p), _plain(p)) for name, p in model.named_parameters()],
@@ -102,7 +108,7 @@ def everything(model: nn.Module, optimizer: torch.optim.Optimizer, fired: List[s
             for key in vars(module)
             if "hook" in key and hasattr(vars(module)[key], "__len__")
         ],
-        "fired": list(fired),
+        "fired": list(FIRED),
         "attributes": [
             (name, sorted((key, id(value)) for key, value in vars(module).items()))
             for name, module in model.named_modules()
@@ -145,28 +151,74 @@ def test_nothing_moves(name: str, training: bool, settle: Callable[[], None]) ->
     if "raises" not in name:
         model(batch).sum().backward()
         optimizer.step()
-    fired: List[str] = []
+    FIRED.clear()
     for module in model.modules():
-        module.register_forward_hook(lambda *_: fired.append("forward"))
-        module.register_forward_pre_hook(lambda *_: fired.append("pre"))
-        module.register_full_backward_hook(lambda *_: fired.append("backward"))
-    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: fired.append("global"))
+        module.register_forward_hook(lambda *_: FIRED.append("forward"))
+        module.register_forward_pre_hook(lambda *_: FIRED.append("pre"))
+        module.register_full_backward_hook(lambda *_: FIRED.append("backward"))
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: FIRED.append("global"))
     try:
-        before = everything(model, optimizer, fired)
+        before = everything(model, optimizer)
         cost = _flops.batch_cost(model, batch)
         settle()
         # A model that raises is waited for with two hooks; they are gone when it has been given up.
         _flops.close(SECONDS)
         fragment = cost.result(SECONDS)
-        after = everything(model, optimizer, fired)
+        after = everything(model, optimizer)
     finally:
         handle.remove()
-    # The hook on torch itself sees the modules of the settling call's own model only.
     assert {key for key in before if before[key] != after[key]} == set()
     if "raises" in name:
         assert "the model's own error" in fragment["operators"]["missingReason"]
     else:
         assert fragment["operators"]["operators"]
+
+
+ENTERED, LEAVE = threading.Event(), threading.Event()
+CALLS: List[int] = []
+
+
+class Gated(nn.Module):
+    """Stops in its second forward: the one whose backward is run, and repeats it."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+        self.reentrant = reentrant
+        self.calls = 0
+
+    def block(self, x: torch.Tensor) -> Any:
+        self.calls += 1
+        CALLS.append(1)
+        if len(CALLS) == 2:
+            ENTERED.set()
+            LEAVE.wait(SECONDS)
+        return self.second(torch.relu(self.second(x)))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return checkpoint(self.block, self.first(x), use_reentrant=self.reentrant)
+
+
+@pytest.mark.skipif(not SEES_HOOKS, reason="torch before 2.4: counted on the training thread")
+@pytest.mark.parametrize("reentrant", [False, True], ids=["non-reentrant", "reentrant"])
+def test_recomputation_beside_the_training_leaves_its_generator_alone(reentrant: bool) -> None:
+    model = Gated(reentrant)
+    ENTERED.clear()
+    LEAVE.clear()
+    CALLS.clear()
+    torch.manual_seed(4)
+    torch.rand(1)
+    wanted = torch.get_rng_state()
+    torch.manual_seed(4)
+    cost = _flops.batch_cost(model, torch.empty(2, 4))
+    assert ENTERED.wait(SECONDS)
+    torch.rand(1)
+    LEAVE.set()
+    assert "RECOMPUTE" in {operator["phase"] for operator in cost.result(SECONDS)["operators"]["operators"]}
+    assert len(CALLS) == 3
+    assert torch.equal(torch.get_rng_state(), wanted)
+    assert model.calls == 0
 
 
 def _train(model: nn.Module, log: bool) -> bytes:
