@@ -211,9 +211,9 @@ func (d *database) putAgain(held []Stored, cursors map[cursorKey]cursor) error {
 		if there {
 			continue
 		}
-		blob, err := proto.Marshal(h.Record)
+		blob, err := encode(h.Record)
 		if err != nil {
-			return fmt.Errorf("encode record %d: %w", h.Seq, err)
+			return err
 		}
 		if err := d.putRecord(h.Seq, h.Record, blob); err != nil {
 			return err

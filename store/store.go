@@ -291,9 +291,8 @@ func (s *Store) Close() error {
 // The queue is bounded in bytes. When it is full, Append refuses the call: it does not block, since it is called under the
 // process's lock. Callers that do not wait for each record should therefore bound how many they leave waiting.
 func (s *Store) Append(rec *record.LogCall, process string, state []byte) (wait func(context.Context) (int64, error)) {
-	blob, err := proto.Marshal(rec)
+	blob, err := encode(rec)
 	if err != nil {
-		err = fmt.Errorf("encode the record: %w", err)
 		return func(context.Context) (int64, error) { return 0, err }
 	}
 	e := &entry{record: rec, blob: blob, process: process, state: state, done: make(chan struct{})}
@@ -304,6 +303,18 @@ func (s *Store) Append(rec *record.LogCall, process string, state []byte) (wait 
 		return func(context.Context) (int64, error) { return 0, err }
 	}
 	return func(ctx context.Context) (int64, error) { return s.wait(ctx, e) }
+}
+
+// encode makes a record's bytes.
+func encode(rec *record.LogCall) ([]byte, error) {
+	if err := record.CheckText(rec); err != nil {
+		return nil, fmt.Errorf("encode the record: %w", err)
+	}
+	blob, err := rec.MarshalVT()
+	if err != nil {
+		return nil, fmt.Errorf("encode the record: %w", err)
+	}
+	return blob, nil
 }
 
 // Recall returns the state that was last committed for a process; nil if there is none.

@@ -283,6 +283,16 @@ func TestAppendRefusesWhenTheQueueIsFull(t *testing.T) {
 	add(t, s, 0, 1)
 }
 
+func TestARecordThatCannotBeEncodedIsRefused(t *testing.T) {
+	s := open(t)
+	rec := sample(0)
+	rec.Label = "\xff"
+	if _, err := s.Append(rec, "p", nil)(t.Context()); err == nil || !strings.Contains(err.Error(), "label") {
+		t.Errorf("error %v does not name the label", err)
+	}
+	add(t, s, 0, 1)
+}
+
 func TestConfigIsChecked(t *testing.T) {
 	for _, c := range []struct {
 		config Config
