@@ -72,6 +72,7 @@ format: python-test ## Format Go, C and Python
 generate: ## Generate from protobuf, the name table and the BPF C files (needs clang-19, llvm-19)
 	$(TOOL) buf generate
 	$(TOOL) buf generate record --template record/buf.gen.yaml
+	$(TOOL) buf generate runs/state --template runs/state/buf.gen.yaml
 	$(GO) generate ./bpf ./otel/...
 
 .PHONY: verify-generated
