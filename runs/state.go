@@ -38,8 +38,7 @@ func (s *subject) marshal() []byte {
 		}
 		out.Contexts = append(out.Contexts, kept)
 	}
-	// Marshalling does not fail. Nor does it look at UTF-8, but no invalid text gets this far: the record, which holds the same
-	// texts, is refused.
+	// Marshalling does not fail. Nor does it look at UTF-8, but every text has come through a decoder that did.
 	bytes, _ := out.MarshalVT()
 	return bytes
 }
