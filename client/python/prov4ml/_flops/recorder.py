@@ -122,15 +122,32 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.checkpoints = False
         # Operators of the forward that ran with grad mode off.
         self.without_grad: Set[str] = set()
+        # What autograd saw of a distributed operator whose local one is to come: its name and its operands' bits.
+        self._distributed: Tuple[str, List[bool]] = ("", [])
         # Symbolic or unreadable shapes, by operator.
         self.unreadable: Dict[str, int] = collections.Counter()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
     ) -> Any:
+        names = {cls.__name__ for cls in types}
+        if "DTensor" in names:
+            return self._distribute(func, args, kwargs or {})
         result = func(*args, **(kwargs or {}))
-        self.record(func, args, kwargs or {}, result)
+        # Fake tensors in a real step are torch's own questions about shapes, as distributed tensors ask them.
+        if "FakeTensor" not in names:
+            self.record(func, args, kwargs or {}, result)
         return result
+
+    def _distribute(self, func: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
+        """Leaves an operator on distributed tensors to them: the local operators that they run come back here.
+
+        Autograd is above, so the local tensors need no gradient; the bits are those of the distributed ones.
+        """
+        grad_mode = torch.is_grad_enabled()
+        bits = [grad_mode and tensor.requires_grad for tensor in _tensors((args, kwargs))]
+        self._distributed = (_form(func).name, bits)
+        return NotImplemented
 
     def phase(self) -> str:
         """Autograd runs gradients with grad mode off; checkpointing turns it on to run the forward again."""
@@ -189,6 +206,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     scalars.append((argument, int(value)))
             elif isinstance(value, str) and argument in _STRINGS:
                 strings.append((argument, value))
+        if self._distributed[0] == name:
+            bits = self._distributed[1]
+            self._distributed = ("", [])
+            if len(bits) == len(inputs):
+                inputs = [tensor._replace(grad=bit) for tensor, bit in zip(inputs, bits)]
         outputs = tuple(_tensor("", value, grad_mode) for value in _tensors(result))
         return Execution(
             name, self.path[-1], self.phase(), tuple(inputs), outputs, tuple(scalars), tuple(strings), lengths

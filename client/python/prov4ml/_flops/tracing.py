@@ -85,7 +85,7 @@ def trace(
             if rung == META_LENGTHS and not _has_lengths(candidates[number]):
                 continue
             try:
-                run = _Run(captured, candidates[number], setting, rung, cancelled)
+                run = Run(captured, candidates[number], setting, rung, cancelled)
                 return Traced(run.operators(on_training_thread), rung, number)
             except (CancelledError, NeedsTrainingThreadError):
                 raise
@@ -100,7 +100,7 @@ def trace(
     raise NotTracedError("; ".join(failures[: len(rungs)]) or "no way to call the model", candidates)
 
 
-class _Run:
+class Run:
     """One execution of a fresh shadow."""
 
     def __init__(
@@ -114,7 +114,8 @@ class _Run:
         self.notes: List[str] = []
 
     def operators(self, on_training_thread: bool) -> Dict[str, Any]:
-        recorder = self._forward(recurrent=True)
+        """The OperatorList, without its signature."""
+        recorder = self.forward(recurrent=True)
         training = self._setting.training
         executions = dict(recorder.executions)
         recorded = False
@@ -138,7 +139,7 @@ class _Run:
     def _witness(self, executions: Dict[Execution, int], on_training_thread: bool) -> Tuple[Dict[Execution, int], bool]:
         """The same trace with its backward run. Bits win unless the backward shows more than they say."""
         try:
-            recorder = self._forward(recurrent=False, backward=True, on_training_thread=on_training_thread)
+            recorder = self.forward(recurrent=False, backward=True, on_training_thread=on_training_thread)
         except (CancelledError, NeedsTrainingThreadError):
             raise
         except Exception as err:  # noqa: BLE001 - the model's own code runs here
@@ -156,7 +157,8 @@ class _Run:
             return seen, True
         return {**executions, **recompute}, False
 
-    def _forward(self, recurrent: bool, backward: bool = False, on_training_thread: bool = False) -> ShadowRecorder:
+    def forward(self, recurrent: bool, backward: bool = False, on_training_thread: bool = False) -> ShadowRecorder:
+        """One forward, and its backward if asked for; recurrent: fused recurrent layers count as one operator."""
         copier, model, (args, kwargs), enter = materialise(
             self._captured.shell, (self._call.args, self._call.kwargs), self._rung
         )

@@ -436,3 +436,29 @@ def test_closed_form_of_a_decoder_equals_its_trace(training: bool, cost: Callabl
     # With part of the model frozen the bits would have to be guessed.
     model.lm_head.weight.requires_grad_(False)
     assert "flex_attention" in cost(model, batch).missing
+
+
+def test_distributed_tensors_of_a_watched_step_keep_their_bits(cost: Callable[..., Any], tmp_path: Any) -> None:
+    parallel = pytest.importorskip("torch.distributed.tensor.parallel")
+    from torch.distributed.device_mesh import init_device_mesh
+
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Linear(8, 16)
+            self.down = nn.Linear(16, 8)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            x = self.down(self.up(x))
+            return x if x.sum() > -1e9 else -x
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        plan = {"up": parallel.ColwiseParallel(), "down": parallel.RowwiseParallel()}
+        model = parallel.parallelize_module(Watched(), init_device_mesh("cpu", (1,)), plan)
+        x = torch.randn(4, 8)
+        counted = cost(model, x, step=lambda: model(x).sum().backward())
+    finally:
+        torch.distributed.destroy_process_group()
+    assert counted.method == "observed"
+    assert counted.pair == (2 * linear(4, 8, 16), 3 * linear(4, 8, 16))
