@@ -5,6 +5,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -142,18 +144,78 @@ func TestRunPassesTheExitStatusOn(t *testing.T) {
 }
 
 func TestRunPassesSignalsOn(t *testing.T) {
-	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+	for sig, want := range map[syscall.Signal]int{
+		syscall.SIGINT: 3, syscall.SIGTERM: 4, syscall.SIGHUP: 5, syscall.SIGUSR1: 6, syscall.SIGUSR2: 7,
+	} {
 		t.Run(sig.String(), func(t *testing.T) {
 			j := startRun(t, filepath.Join(dataDir(t), "run"), nil, "sh", "-c",
-				`trap 'echo got INT; exit 3' INT; trap 'echo got TERM; exit 4' TERM; echo ready; while :; do sleep 0.05; done`)
+				`trap 'exit 3' INT; trap 'exit 4' TERM; trap 'exit 5' HUP; trap 'exit 6' USR1; trap 'exit 7' USR2; echo ready; while :; do sleep 0.05; done`)
 			j.awaitText(t, "ready")
 			if err := j.Process.Signal(sig); err != nil {
 				t.Fatal(err)
 			}
-			if got, want := j.exit(t), map[syscall.Signal]int{syscall.SIGINT: 3, syscall.SIGTERM: 4}[sig]; got != want {
+			if got := j.exit(t); got != want {
 				t.Errorf("exit status %d, want %d", got, want)
 			}
 		})
+	}
+}
+
+// nohup(1) starts its command with SIGHUP ignored.
+func TestRunLeavesIgnoredSignalsIgnored(t *testing.T) {
+	run := runCommand(filepath.Join(dataDir(t), "run"), nil, "sh", "-c", `echo ready; read line; exit 5`)
+	cmd := exec.Command("sh", append([]string{"-c", `trap '' HUP; exec "$0" "$@"`}, run.Args...)...)
+	cmd.Env = run.Env
+	j := startJob(t, cmd)
+	j.awaitText(t, "ready")
+	if err := j.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(j.input, "go on\n"); err != nil {
+		t.Fatal(err)
+	}
+	if got := j.exit(t); got != 5 {
+		t.Errorf("exit status %d, want 5", got)
+	}
+}
+
+func TestSignalEndsSettling(t *testing.T) {
+	out := filepath.Join(dataDir(t), "run")
+	// The orphan keeps the tree from being empty.
+	j := startRun(t, out, []string{"--settle", "1h"}, "sh", "-c", `sleep 1000 >/dev/null 2>&1 </dev/null & echo $!; exit 9`)
+	await(t, "the orphan's pid", func() bool { return strings.HasSuffix(j.out.String(), "\n") })
+	orphan, err := strconv.Atoi(strings.TrimSpace(j.out.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Kill(orphan, syscall.SIGKILL) })
+	// The agent may not have waited for the command yet: the signal is the command's then, which is no more.
+	await(t, "the end", func() bool {
+		_ = j.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-j.waited:
+			return true
+		default:
+			return false
+		}
+	})
+	if got := j.exit(t); got != 9 {
+		t.Errorf("exit status %d, want 9", got)
+	}
+	if !strings.Contains(j.err.String(), filepath.Join(out, "records.db")) {
+		t.Error("the run has no summary")
+	}
+}
+
+func TestRunMakesNothingWithBadSettings(t *testing.T) {
+	out := filepath.Join(dataDir(t), "run")
+	cmd := runCommand(out, nil, "true")
+	cmd.Env = append(cmd.Env, "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4317", "OTEL_EXPORTER_OTLP_CERTIFICATE=/no/such/file")
+	if code := startJob(t, cmd).exit(t); code != 125 {
+		t.Errorf("exit status %d, want 125", code)
+	}
+	if _, err := os.Stat(out); !os.IsNotExist(err) {
+		t.Errorf("%s was made: %v", out, err)
 	}
 }
 

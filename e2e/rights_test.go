@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	wire "encoding/binary"
 	"os"
 	"os/exec"
 	"os/user"
@@ -9,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // testUser is a user made for the test: it may call sudo without a password.
@@ -158,5 +161,62 @@ func TestRunUnderSudo(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestRunGivesTheUserNothingThatWasThere(t *testing.T) {
+	u := makeUser(t)
+	out := dataDir(t)
+	foreign := filepath.Join(out, "foreign")
+	if err := os.WriteFile(foreign, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if code := startRun(t, out, []string{"--user", u.name}, "true").exit(t); code != 0 {
+		t.Fatalf("exit status %d", code)
+	}
+	for path, want := range map[string]uint32{
+		out: 0, foreign: 0, filepath.Join(out, "records.db"): u.uid, filepath.Join(out, "traces.jsonl"): u.uid, filepath.Join(out, "metrics.jsonl"): u.uid,
+	} {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if owner := info.Sys().(*syscall.Stat_t).Uid; owner != want {
+			t.Errorf("%s belongs to uid %d, want %d", path, owner, want)
+		}
+	}
+}
+
+// With file capabilities the dynamic loader takes variables from the agent that are meant for the training.
+func TestTrainingGetsItsEnvironmentFromABinaryWithCapabilities(t *testing.T) {
+	u := makeUser(t)
+	text, err := os.ReadFile(binary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	capable := filepath.Join(u.home, "prov4ml-agent")
+	if err := os.WriteFile(capable, text, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	// struct vfs_cap_data, revision 2, effective (linux/capability.h): CAP_SYS_PTRACE, CAP_PERFMON and CAP_BPF.
+	var data []byte
+	for _, word := range []uint32{0x02000001, 1 << unix.CAP_SYS_PTRACE, 0, 1<<(unix.CAP_PERFMON-32) | 1<<(unix.CAP_BPF-32), 0} {
+		data = wire.LittleEndian.AppendUint32(data, word)
+	}
+	if err := unix.Setxattr(capable, "security.capability", data, 0); err != nil {
+		t.Fatal(err)
+	}
+	path := u.giveScript(t, "steps.py")
+	out := filepath.Join(u.home, "run")
+	command := `echo "$LD_LIBRARY_PATH"; exec ` + systemPython + ` ` + path + ` ` + u.home + ` 4`
+	j := startJob(t, u.as(exec.Command(capable, "run", "--out", out, "--", "sh", "-c", command), "LD_LIBRARY_PATH=/opt/cuda"))
+	if code := j.exit(t); code != 0 {
+		t.Fatalf("exit status %d", code)
+	}
+	if got, _, _ := strings.Cut(j.out.String(), "\n"); got != "/opt/cuda" {
+		t.Errorf("LD_LIBRARY_PATH is %q", got)
+	}
+	if s := atStep(t, readSpans(t, filepath.Join(out, "traces.jsonl")), 1); s.Attributes["prov4ml.source.disk"] != "ebpf" {
+		t.Errorf("source.disk is %v, want ebpf", s.Attributes["prov4ml.source.disk"])
 	}
 }

@@ -213,7 +213,7 @@ func (t *Tracker) finishLocked(s *subject) {
 	t.giveUp(s)
 }
 
-// Close lets the trees settle as at a process's end, ends every run, waits until all records are committed or ctx is done, and
+// Close lets the trees settle as at a process's end, but not beyond ctx, ends every run, waits until all records are committed, and
 // stops following. It is for an agent that will not be there for these processes again: the end of run.
 func (t *Tracker) Close(ctx context.Context) error { return t.shut(ctx, true) }
 
@@ -258,7 +258,7 @@ func (t *Tracker) shut(ctx context.Context, all bool) error {
 		wait := s.committed
 		s.mu.Unlock()
 		if wait != nil {
-			if _, err := wait(ctx); err != nil {
+			if _, err := wait(context.WithoutCancel(ctx)); err != nil {
 				errs = append(errs, fmt.Errorf("commit the last record of pid %d: %w", s.key.PID, err))
 			}
 		}

@@ -107,7 +107,8 @@ func (s sink) Append(rec *record.LogCall, process string, state []byte) func(con
 const flushTimeout = 10 * time.Second
 
 // end stops the agent after its last call: what is in flight is recorded, every run that the agent will not see again is
-// closed, what is recorded is delivered. last says that no other agent takes the running processes up.
+// closed, what is recorded is delivered. last says that no other agent takes the running processes up. When ctx ends, late
+// writeback is not waited for any longer; the rest is done all the same.
 func (a *agent) end(ctx context.Context, last bool) error {
 	var errs []error
 	a.stopServing()
@@ -117,6 +118,7 @@ func (a *agent) end(ctx context.Context, last bool) error {
 	} else {
 		errs = append(errs, a.tracker.Detach(ctx))
 	}
+	ctx = context.WithoutCancel(ctx)
 	flush, cancel := context.WithTimeout(ctx, flushTimeout)
 	defer cancel()
 	if err := a.pipeline.Flush(flush); err != nil {

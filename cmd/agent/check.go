@@ -7,11 +7,13 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/prov4ml/agent/otel"
 	"github.com/prov4ml/agent/probes"
 	"github.com/prov4ml/agent/probes/process"
 )
@@ -45,7 +47,8 @@ func (c checkCommand) Run(s streams) error {
 			return fmt.Errorf("detach the probes: %w", err)
 		}
 	}
-	findings = append(findings, gpu(), endpoint(os.Getenv))
+	findings = append(findings, gpu())
+	findings = append(findings, endpoints(os.Getenv)...)
 	if c.JSON {
 		encoder := json.NewEncoder(s.out)
 		encoder.SetIndent("", "  ")
@@ -158,28 +161,48 @@ func bpffs() finding {
 	return finding{Name: "bpffs", OK: true, Detail: path}
 }
 
-// endpoint says whether the OTLP endpoint of the environment takes connections.
-func endpoint(getenv func(string) string) finding {
-	address := getenv("OTEL_EXPORTER_OTLP_ENDPOINT")
-	if address == "" {
-		return finding{Name: "OTLP endpoint", OK: true, Detail: "none set (OTEL_EXPORTER_OTLP_ENDPOINT): files only"}
+// endpoints says whether the receivers that the environment names take connections: one finding for each address.
+func endpoints(getenv func(string) string) []finding {
+	const name = "OTLP endpoint"
+	receiver, err := otel.ReadEnvironment(getenv)
+	if err != nil {
+		return []finding{{Name: name, Detail: err.Error(), Cure: "mend the variable; run and serve refuse to start with it"}}
 	}
-	host := address
-	if parsed, err := url.Parse(address); err == nil && parsed.Host != "" {
-		host = parsed.Host
+	var findings []finding
+	var asked []string
+	for _, e := range []otel.Endpoint{receiver.Traces, receiver.Metrics} {
+		if e.Enabled() && !slices.Contains(asked, e.String()) {
+			asked = append(asked, e.String())
+			findings = append(findings, endpoint(name, e.String()))
+		}
 	}
-	if _, _, err := net.SplitHostPort(host); err != nil {
-		host = net.JoinHostPort(host, "4317")
+	if findings == nil {
+		return []finding{{Name: name, OK: true, Detail: "none set (OTEL_EXPORTER_OTLP_ENDPOINT): files only"}}
 	}
-	conn, err := net.DialTimeout("tcp", host, 2*time.Second)
+	return findings
+}
+
+func endpoint(name, address string) finding {
+	network, host := "tcp", address
+	if path, isPath := strings.CutPrefix(address, "unix:"); isPath {
+		network, host = "unix", strings.TrimPrefix(path, "//")
+	} else {
+		if parsed, err := url.Parse(address); err == nil && parsed.Host != "" {
+			host = parsed.Host
+		}
+		if _, _, err := net.SplitHostPort(host); err != nil {
+			host = net.JoinHostPort(host, "4317")
+		}
+	}
+	conn, err := net.DialTimeout(network, host, 2*time.Second)
 	if err != nil {
 		return finding{
-			Name: "OTLP endpoint", Detail: err.Error(),
-			Cure: "start the collector or mend OTEL_EXPORTER_OTLP_ENDPOINT; records wait in the store meanwhile",
+			Name: name, Detail: address + ": " + err.Error(),
+			Cure: "start the receiver or mend OTEL_EXPORTER_OTLP_ENDPOINT; records wait in the store meanwhile",
 		}
 	}
 	_ = conn.Close()
-	return finding{Name: "OTLP endpoint", OK: true, Detail: address}
+	return finding{Name: name, OK: true, Detail: address}
 }
 
 // gpu says what the agent measures of GPUs.

@@ -40,7 +40,7 @@ func (c launchCommand) Run(s streams) error {
 		beOrdinary()
 	}
 	if err == nil {
-		err = syscall.Exec(path, command, os.Environ())
+		err = syscall.Exec(path, command, ownEnvironment())
 	}
 	fmt.Fprintf(s.err, "prov4ml-agent: %s: %v\n", command[0], err)
 	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {

@@ -34,9 +34,40 @@ func jobName(command []string) string {
 	return name
 }
 
-// makeOutDir makes the run's directory: path, or a new one under prov4ml-runs named by time and job. made is the outermost
-// directory that was not there before, dir itself if that was there: what to give to the user.
-func makeOutDir(path string, command []string, now time.Time) (dir, made string, err error) {
+// outDir is the run's directory.
+type outDir struct {
+	path string
+	// made is the outermost directory that was not there before; empty = path was there.
+	made string
+	// before names what was in path already: another's, whatever becomes of the rest.
+	before map[string]bool
+}
+
+// give makes the user own what the run has made.
+func (d outDir) give(u *trainingUser) error {
+	switch {
+	case d.made != "":
+		return u.give(d.made)
+	case len(d.before) == 0:
+		return u.give(d.path)
+	}
+	entries, err := os.ReadDir(d.path)
+	if err != nil {
+		return fmt.Errorf("read the run's directory: %w", err)
+	}
+	for _, entry := range entries {
+		if d.before[entry.Name()] {
+			continue
+		}
+		if err := u.give(filepath.Join(d.path, entry.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeOutDir makes the run's directory: path, or a new one under prov4ml-runs named by time and job.
+func makeOutDir(path string, command []string, now time.Time) (outDir, error) {
 	if path == "" {
 		base := filepath.Join("prov4ml-runs", now.Format("20060102-150405")+"-"+jobName(command))
 		path = base
@@ -46,17 +77,24 @@ func makeOutDir(path string, command []string, now time.Time) (dir, made string,
 	}
 	for _, file := range []string{recordsFile, tracesFile, metricsFile} {
 		if exists(filepath.Join(path, file)) {
-			return "", "", fmt.Errorf("--out %s holds a run already (%s); name another directory or remove it", path, file)
+			return outDir{}, fmt.Errorf("--out %s holds a run already (%s); name another directory or remove it", path, file)
 		}
 	}
-	made = path
+	dir := outDir{path: path, before: map[string]bool{}}
 	for at := filepath.Clean(path); !exists(at); at = filepath.Dir(at) {
-		made = at
+		dir.made = at
 	}
 	if err := os.MkdirAll(path, 0o755); err != nil {
-		return "", "", fmt.Errorf("make the run's directory: %w", err)
+		return outDir{}, fmt.Errorf("make the run's directory: %w", err)
 	}
-	return path, made, nil
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return outDir{}, fmt.Errorf("read the run's directory: %w", err)
+	}
+	for _, entry := range entries {
+		dir.before[entry.Name()] = true
+	}
+	return dir, nil
 }
 
 func exists(path string) bool {

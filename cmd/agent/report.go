@@ -26,7 +26,7 @@ func printSummary(ctx context.Context, out io.Writer, dir string) (err error) {
 	if _, err := os.Stat(path); err != nil {
 		return fmt.Errorf("%s holds no run: %w", dir, err)
 	}
-	records, err := store.Open(ctx, store.Config{Path: path})
+	records, err := store.OpenArchive(ctx, path)
 	if err != nil {
 		return fmt.Errorf("open the record store: %w", err)
 	}

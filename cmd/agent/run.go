@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -42,27 +43,29 @@ func (c runCommand) Run(s streams) error {
 	if len(command) == 0 {
 		return errors.New("run: no command; say what to run: prov4ml-agent run -- python train.py")
 	}
-	trainer, err := findTrainingUser(c.User)
+	j := &jobRun{runCommand: c, streams: s, command: command}
+	var err error
+	if j.trainer, err = findTrainingUser(c.User); err != nil {
+		return err
+	}
+	if err := j.readSettings(); err != nil {
+		return err
+	}
+	out, err := makeOutDir(c.Out, command, time.Now())
 	if err != nil {
 		return err
 	}
-	out, made, err := makeOutDir(c.Out, command, time.Now())
-	if err != nil {
+	if err := out.give(j.trainer); err != nil {
 		return err
 	}
-	if err := trainer.give(made); err != nil {
-		return fmt.Errorf("give %s to %s: %w", made, trainer.name, err)
-	}
-	place, err := store.FindPlace(out)
-	if err != nil {
+	if j.place, err = store.FindPlace(out.path); err != nil {
 		return err
 	}
-	if note := place.Note(); note != "" {
+	if note := j.place.Note(); note != "" {
 		say(s.err, "%s", note)
 	}
-	j := &jobRun{runCommand: c, streams: s, command: command, trainer: trainer, place: place}
 	status, err := j.run()
-	if err != nil {
+	if err = errors.Join(err, out.give(j.trainer)); err != nil {
 		return err
 	}
 	if status != 0 {
@@ -78,31 +81,72 @@ type jobRun struct {
 	command []string
 	trainer *trainingUser
 	place   store.Place
+	// What the environment and the flags say, checked.
+	receiver otel.Environment
+	resource map[string]string
+	peak     *flops.Override
 	// private holds the socket and the client's copy, and is gone afterwards.
 	private string
 }
 
+// readSettings checks the settings, before anything is made on the disk.
+func (j *jobRun) readSettings() (err error) {
+	if j.receiver, err = otel.ReadEnvironment(os.Getenv); err != nil {
+		return err
+	}
+	for _, note := range j.receiver.Notes {
+		say(j.err, "%s", note)
+	}
+	if j.resource, err = otel.ResourceFromEnvironment(); err != nil {
+		return err
+	}
+	if j.peak, err = flops.ParseOverride(j.PeakFlops); err != nil {
+		return fmt.Errorf("--peak-flops: %w", err)
+	}
+	return nil
+}
+
 func (j *jobRun) run() (status int, err error) {
-	ctx := context.Background()
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, passedOn()...)
+	defer signal.Stop(signals)
 	if j.private, err = j.makePrivate(); err != nil {
 		return 0, err
 	}
 	defer os.RemoveAll(j.private)
 	live := newLive(os.Stderr, j.Plain)
-	config, err := j.config(live)
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	a, err := startAgent(ctx, j.config(live))
 	if err != nil {
 		return 0, err
 	}
-	a, err := startAgent(ctx, config)
-	if err != nil {
-		return 0, err
-	}
-	status, err = j.follow(ctx, a, live)
+	status, err = j.follow(ctx, a, live, signals)
+	// From here on a signal is for the agent: it waits no longer for late writeback.
+	var listening sync.WaitGroup
+	ended := make(chan struct{})
+	listening.Go(func() {
+		select {
+		case <-signals:
+			stop()
+		case <-ended:
+		}
+	})
 	err = errors.Join(err, a.end(ctx, true))
+	close(ended)
+	listening.Wait()
 	if err != nil {
 		return 0, err
 	}
-	return status, j.finish(ctx)
+	return status, j.finish(context.WithoutCancel(ctx))
+}
+
+// passedOn are the signals that CMD gets from the agent: those by which a user, a batch system or a container's runtime speaks to
+// a job (SLURM's --signal sends USR1 and USR2 as a rule). One that is ignored when the agent starts, as nohup(1) has it,
+// stays ignored, for CMD too.
+func passedOn() []os.Signal {
+	all := []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2}
+	return slices.DeleteFunc(all, signal.Ignored)
 }
 
 // socketFile lies in the private directory.
@@ -117,14 +161,16 @@ func (j *jobRun) makePrivate() (string, error) {
 	if err := client.Write(filepath.Join(dir, clientDirectory)); err != nil {
 		return "", fmt.Errorf("write the Python client: %w", err)
 	}
-	if err := j.trainer.give(dir); err != nil {
-		return "", fmt.Errorf("give %s to %s: %w", dir, j.trainer.name, err)
-	}
-	return dir, nil
+	return dir, j.trainer.give(dir)
 }
 
 // follow runs the command to its end, with its tree counted from its first instruction.
-func (j *jobRun) follow(ctx context.Context, a *agent, live *live) (int, error) {
+func (j *jobRun) follow(ctx context.Context, a *agent, live *live, signals <-chan os.Signal) (int, error) {
+	select {
+	case sig := <-signals: // nothing has started yet
+		return 128 + int(sig.(syscall.Signal)), nil
+	default:
+	}
 	environment := j.environment()
 	child, err := launch(j.command, environment, j.trainer.credential(), a.background)
 	if err != nil {
@@ -141,16 +187,13 @@ func (j *jobRun) follow(ctx context.Context, a *agent, live *live) (int, error) 
 		return 0, errors.Join(fmt.Errorf("follow the command: %w", err), child.kill())
 	}
 
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
-	defer signal.Stop(signals)
 	ended := make(chan struct{})
-	defer close(ended)
-	go func() {
+	var passing sync.WaitGroup
+	passing.Go(func() {
 		for {
 			select {
 			case sig := <-signals:
-				if sig != syscall.SIGTERM && sig != syscall.SIGHUP && inTerminalForeground() {
+				if (sig == syscall.SIGINT || sig == syscall.SIGQUIT) && inTerminalForeground() {
 					continue // the terminal has sent it to the command as well
 				}
 				_ = child.cmd.Process.Signal(sig)
@@ -158,7 +201,9 @@ func (j *jobRun) follow(ctx context.Context, a *agent, live *live) (int, error) 
 				return
 			}
 		}
-	}()
+	})
+	defer passing.Wait()
+	defer close(ended)
 
 	live.start()
 	defer live.close()
@@ -172,42 +217,35 @@ func (j *jobRun) follow(ctx context.Context, a *agent, live *live) (int, error) 
 const clientDirectory = "python"
 
 // config is the agent's for this job.
-func (j *jobRun) config(live *live) (agentConfig, error) {
-	receiver, err := otel.ReadEnvironment(os.Getenv)
-	if err != nil {
-		return agentConfig{}, err
-	}
-	for _, note := range receiver.Notes {
-		say(j.err, "%s", note)
-	}
-	resource, err := otel.ResourceFromEnvironment()
-	if err != nil {
-		return agentConfig{}, err
-	}
-	peak, err := flops.ParseOverride(j.PeakFlops)
-	if err != nil {
-		return agentConfig{}, fmt.Errorf("--peak-flops: %w", err)
-	}
+func (j *jobRun) config(live *live) agentConfig {
 	log := slog.New(slog.NewTextHandler(j.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	return agentConfig{
 		socket: server.SocketConfig{Path: filepath.Join(j.private, socketFile), Mode: 0o666}, // the directory is private
 		store:  store.Config{Path: filepath.Join(j.place.Live, recordsFile), Log: log},
 		pipeline: otel.Config{
 			MetricsStep: otel.StepMode(j.MetricsStep),
-			OTLP:        receiver,
+			OTLP:        j.receiver,
 			Directory:   j.place.Dir,
 			Log:         log,
 		},
-		runs: runs.Config{Resource: resource, Settle: j.Settle},
-		peak: peak,
+		runs: runs.Config{Resource: j.resource, Settle: settle(j.Settle)},
+		peak: j.peak,
 		saw:  live.saw,
 		log:  log,
-	}, nil
+	}
+}
+
+// settle is the flag as package runs has it, where 0 stands for its default.
+func settle(flag time.Duration) time.Duration {
+	if flag <= 0 {
+		return -1
+	}
+	return flag
 }
 
 // environment is the command's: the user's own, with the socket, the run's name and id, and the client added.
 func (j *jobRun) environment() []string {
-	environment := j.trainer.environment(os.Environ())
+	environment := j.trainer.environment(ownEnvironment())
 	known := asMap(environment)
 	set := func(key, value string) {
 		if _, there := known[key]; there { // getenv(3) finds the first of two
@@ -240,13 +278,10 @@ func asMap(environment []string) map[string]string {
 	return known
 }
 
-// finish prints the summary and hands the directory over.
+// finish prints the summary.
 func (j *jobRun) finish(ctx context.Context) error {
 	if err := j.place.Finish(recordsFile); err != nil {
 		return err
-	}
-	if err := j.trainer.give(j.place.Dir); err != nil {
-		return fmt.Errorf("give %s to %s: %w", j.place.Dir, j.trainer.name, err)
 	}
 	return printSummary(ctx, j.err, j.place.Dir)
 }

@@ -77,7 +77,7 @@ func (c serveCommand) Run(s streams) error {
 		pipeline: otel.Config{
 			MetricsStep: otel.StepMode(c.MetricsStep), OTLP: receiver, Directory: c.Out, Log: log,
 		},
-		runs: runs.Config{Settle: c.Settle, Resource: nodeResource()},
+		runs: runs.Config{Settle: settle(c.Settle), Resource: nodeResource()},
 		peak: peak,
 		log:  log,
 	})

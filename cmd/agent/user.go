@@ -82,12 +82,15 @@ func (u *trainingUser) give(path string) error {
 		if err != nil {
 			return err
 		}
-		return os.Lchown(p, int(u.uid), int(u.gid))
+		if err := os.Lchown(p, int(u.uid), int(u.gid)); err != nil {
+			return fmt.Errorf("give it to %s: %w", u.name, err)
+		}
+		return nil
 	})
 }
 
-// environment turns the agent's environment into the user's. sudo has replaced PATH and dropped most variables
-// (env_reset), so those that sudo itself was started with come back where they are missing, and its PATH always.
+// environment turns the agent's environment into the user's. sudo has replaced PATH and SHELL and dropped most variables
+// (env_reset), so those that sudo itself was started with come back where they are missing, and these two always.
 func (u *trainingUser) environment(own []string) []string {
 	if u == nil {
 		return own
@@ -110,7 +113,7 @@ func (u *trainingUser) environment(own []string) []string {
 	}
 	for _, entry := range sudoEnvironment("/proc", os.Getppid()) {
 		if key, value, ok := strings.Cut(entry, "="); ok {
-			set(key, value, key == "PATH")
+			set(key, value, key == "PATH" || key == "SHELL")
 		}
 	}
 	set("HOME", u.home, true)
