@@ -50,6 +50,40 @@ fuzz: ## Run each fuzz target for FUZZTIME (default 20s)
 bench: build python-test ## Measure what a call costs, beside psutil, in one run
 	PYTHON=$(CURDIR)/$(VENV)/bin/python bench/run.sh
 
+# Other counters, in a folder of their own that a run puts on its path.
+COUNTERS := $(VENV)-counters
+counters = $(VENV)/bin/pip install -q --disable-pip-version-check --no-deps --upgrade --target $(COUNTERS) -r bench/requirements-compare.txt
+
+.PHONY: bench-flops
+bench-flops: build python-test ## Measure what the FLOPs of every step cost, beside fvcore and FlopCounterMode
+	@[ -d $(COUNTERS) ] || $(counters)
+	PYTHON=$(CURDIR)/$(VENV)/bin/python COUNTERS=$(CURDIR)/$(COUNTERS) bench/flops.sh
+
+.PHONY: compare-flops
+compare-flops: build python-test ## Count the same models with other counters from PyPI; table in docs/flops.md
+	@[ -d $(COUNTERS) ] || $(counters)
+	PYTHON=$(CURDIR)/$(VENV)/bin/python COUNTERS=$(CURDIR)/$(COUNTERS) bench/flops_compare.sh
+
+# A Python environment of its own with what a file of requirements names: $(call venv,DIRECTORY,FILE).
+venv = [ -x $(1)/bin/python ] || python3 -m venv $(1); $(1)/bin/pip install -q --disable-pip-version-check $(3) -r $(2)
+
+# The models of known FLOPs under another torch, in the client's tests and through the agent: $(call flops-rows,VENV,GROUPS,TESTS).
+flops-rows = @$(1)/bin/python -c 'import torch, torchvision; print("torch", torch.__version__, "torchvision", torchvision.__version__)' && \
+	(cd client/python && OMP_NUM_THREADS=1 $(CURDIR)/$(1)/bin/python -m pytest -q -p no:cacheprovider $(3)) && \
+	FLOPS_ROWS=$(2) PYTHON=$(CURDIR)/$(1)/bin/python $(GO) test -count=1 -v -run 'FlopsAreExact' ./e2e
+
+.PHONY: test-torch
+test-torch: build ## FLOPs of torchvision models and layers on torch 2.1, in a venv of its own
+	$(call venv,$(VENV)-torch-2.1,client/python/requirements-torch-2.1.txt)
+	$(call flops-rows,$(VENV)-torch-2.1,torchvision$(comma)layer,tests/flops/test_golden.py)
+
+.PHONY: test-torch-newest
+test-torch-newest: build ## All FLOPs tests on the newest torch, torchvision and transformers
+	$(call venv,$(VENV)-torch-newest,client/python/requirements-torch-newest.txt,--upgrade)
+	$(call flops-rows,$(VENV)-torch-newest,,tests/flops)
+
+comma := ,
+
 .PHONY: lint
 lint: python-test ## Formatting and static checks: Go, C, Python
 	@out=$$($(TOOL) gofumpt -l $$(git ls-files '*.go' | grep -v -e '\.pb\.go$$' -e 'connect\.go$$' -e '_bpfel\.go$$')); [ -z "$$out" ] || { echo "not gofumpt-formatted (make format): $$out"; exit 1; }

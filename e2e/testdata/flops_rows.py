@@ -1,7 +1,7 @@
 """Logs a batch of every model whose FLOPs are known, in training and in evaluation, each under its name.
 
-The argument is the folder of the table (client/python/tests/flops). What each row must cost goes to stdout, a JSON
-object a line; rows that cannot be made here as well, with the reason.
+The arguments are the folder of the table (client/python/tests/flops) and the groups to log. What each row must cost
+goes to stdout, a JSON object a line; rows that cannot be made here as well, with the reason.
 """
 
 import json
@@ -20,8 +20,8 @@ torch.set_num_threads(1)
 
 def main() -> None:
     groups = {"torchvision": rows.TORCHVISION, "layer": rows.LAYERS, "language model": rows.LANGUAGE}
-    for group, table in groups.items():
-        for row in table:
+    for group in sys.argv[2:]:
+        for row in groups[group]:
             line = {"group": group, "name": row.name, "forward": str(row.forward), "backward": str(row.backward)}
             try:
                 model, batch = row.make(), row.batch()
