@@ -41,7 +41,7 @@ func Write(dir string) error {
 		if err != nil {
 			return fmt.Errorf("read embedded client: %w", err)
 		}
-		if err := os.WriteFile(target, source, 0o644); err != nil { //nolint:gosec // readable by the training's user
+		if err := os.WriteFile(target, source, 0o644); err != nil { // readable by the training's user
 			return fmt.Errorf("write the Python client: %w", err)
 		}
 		return nil
