@@ -39,23 +39,25 @@ type AdoptAdoption struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	AdoptMapAdoptions   = "adoptions"
-	AdoptMapBios        = "bios"
-	AdoptMapDevices     = "devices"
-	AdoptMapForwards    = "forwards"
-	AdoptMapInodes      = "inodes"
-	AdoptMapLatencies   = "latencies"
-	AdoptMapLeaderless  = "leaderless"
-	AdoptMapLosses      = "losses"
-	AdoptMapMembers     = "members"
-	AdoptMapNode        = "node"
-	AdoptMapPages       = "pages"
-	AdoptMapProcs       = "procs"
-	AdoptMapTrees       = "trees"
-	AdoptProgAdopt      = "adopt"
-	AdoptVarCpus        = "cpus"
-	AdoptVarPageShift   = "page_shift"
-	AdoptVarWithLatency = "with_latency"
+	AdoptMapAdoptions           = "adoptions"
+	AdoptMapBios                = "bios"
+	AdoptMapDevices             = "devices"
+	AdoptMapForwards            = "forwards"
+	AdoptMapHeartbeats          = "heartbeats"
+	AdoptMapInodes              = "inodes"
+	AdoptMapLatencies           = "latencies"
+	AdoptMapLeaderless          = "leaderless"
+	AdoptMapLosses              = "losses"
+	AdoptMapMembers             = "members"
+	AdoptMapNode                = "node"
+	AdoptMapPages               = "pages"
+	AdoptMapProcs               = "procs"
+	AdoptMapTrees               = "trees"
+	AdoptProgAdopt              = "adopt"
+	AdoptVarCpus                = "cpus"
+	AdoptVarHeartbeatLimitNanos = "heartbeat_limit_nanos"
+	AdoptVarPageShift           = "page_shift"
+	AdoptVarWithLatency         = "with_latency"
 )
 
 // LoadAdopt returns the embedded CollectionSpec for Adopt.
@@ -111,6 +113,7 @@ type AdoptMapSpecs struct {
 	Bios       *ebpf.MapSpec `ebpf:"bios"`
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	Forwards   *ebpf.MapSpec `ebpf:"forwards"`
+	Heartbeats *ebpf.MapSpec `ebpf:"heartbeats"`
 	Inodes     *ebpf.MapSpec `ebpf:"inodes"`
 	Latencies  *ebpf.MapSpec `ebpf:"latencies"`
 	Leaderless *ebpf.MapSpec `ebpf:"leaderless"`
@@ -126,9 +129,10 @@ type AdoptMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type AdoptVariableSpecs struct {
-	Cpus        *ebpf.VariableSpec `ebpf:"cpus"`
-	PageShift   *ebpf.VariableSpec `ebpf:"page_shift"`
-	WithLatency *ebpf.VariableSpec `ebpf:"with_latency"`
+	Cpus                *ebpf.VariableSpec `ebpf:"cpus"`
+	HeartbeatLimitNanos *ebpf.VariableSpec `ebpf:"heartbeat_limit_nanos"`
+	PageShift           *ebpf.VariableSpec `ebpf:"page_shift"`
+	WithLatency         *ebpf.VariableSpec `ebpf:"with_latency"`
 }
 
 // AdoptObjects contains all objects after they have been loaded into the kernel.
@@ -155,6 +159,7 @@ type AdoptMaps struct {
 	Bios       *ebpf.Map `ebpf:"bios"`
 	Devices    *ebpf.Map `ebpf:"devices"`
 	Forwards   *ebpf.Map `ebpf:"forwards"`
+	Heartbeats *ebpf.Map `ebpf:"heartbeats"`
 	Inodes     *ebpf.Map `ebpf:"inodes"`
 	Latencies  *ebpf.Map `ebpf:"latencies"`
 	Leaderless *ebpf.Map `ebpf:"leaderless"`
@@ -172,6 +177,7 @@ func (m *AdoptMaps) Close() error {
 		m.Bios,
 		m.Devices,
 		m.Forwards,
+		m.Heartbeats,
 		m.Inodes,
 		m.Latencies,
 		m.Leaderless,
@@ -188,9 +194,10 @@ func (m *AdoptMaps) Close() error {
 //
 // It can be passed to LoadAdoptObjects or ebpf.CollectionSpec.LoadAndAssign.
 type AdoptVariables struct {
-	Cpus        *ebpf.Variable `ebpf:"cpus"`
-	PageShift   *ebpf.Variable `ebpf:"page_shift"`
-	WithLatency *ebpf.Variable `ebpf:"with_latency"`
+	Cpus                *ebpf.Variable `ebpf:"cpus"`
+	HeartbeatLimitNanos *ebpf.Variable `ebpf:"heartbeat_limit_nanos"`
+	PageShift           *ebpf.Variable `ebpf:"page_shift"`
+	WithLatency         *ebpf.Variable `ebpf:"with_latency"`
 }
 
 // AdoptPrograms contains all programs after they have been loaded into the kernel.

@@ -279,7 +279,7 @@ static __always_inline int charge(struct bio *bio, struct gendisk *disk)
 	__u32 op = flags & REQ_OP_MASK;
 	__u64 bytes = bio->bi_iter.bi_size;
 	bool zeroes = op == REQ_OP_WRITE_ZEROES || op == REQ_OP_SECURE_ERASE;
-	if (!bytes || (!zeroes && !carries_data(op)))
+	if (!bytes || (!zeroes && !carries_data(op)) || alone())
 		return 0;
 	bool write = op != REQ_OP_READ;
 	// A dev_t as the kernel writes it.

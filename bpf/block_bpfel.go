@@ -29,23 +29,25 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	BlockMapBios             = "bios"
-	BlockMapDevices          = "devices"
-	BlockMapForwards         = "forwards"
-	BlockMapInodes           = "inodes"
-	BlockMapLatencies        = "latencies"
-	BlockMapLeaderless       = "leaderless"
-	BlockMapLosses           = "losses"
-	BlockMapMembers          = "members"
-	BlockMapNode             = "node"
-	BlockMapPages            = "pages"
-	BlockMapProcs            = "procs"
-	BlockMapTrees            = "trees"
-	BlockProgBlockQueue      = "block_queue"
-	BlockProgBlockQueueQueue = "block_queue_queue"
-	BlockVarCpus             = "cpus"
-	BlockVarPageShift        = "page_shift"
-	BlockVarWithLatency      = "with_latency"
+	BlockMapBios                = "bios"
+	BlockMapDevices             = "devices"
+	BlockMapForwards            = "forwards"
+	BlockMapHeartbeats          = "heartbeats"
+	BlockMapInodes              = "inodes"
+	BlockMapLatencies           = "latencies"
+	BlockMapLeaderless          = "leaderless"
+	BlockMapLosses              = "losses"
+	BlockMapMembers             = "members"
+	BlockMapNode                = "node"
+	BlockMapPages               = "pages"
+	BlockMapProcs               = "procs"
+	BlockMapTrees               = "trees"
+	BlockProgBlockQueue         = "block_queue"
+	BlockProgBlockQueueQueue    = "block_queue_queue"
+	BlockVarCpus                = "cpus"
+	BlockVarHeartbeatLimitNanos = "heartbeat_limit_nanos"
+	BlockVarPageShift           = "page_shift"
+	BlockVarWithLatency         = "with_latency"
 )
 
 // LoadBlock returns the embedded CollectionSpec for Block.
@@ -101,6 +103,7 @@ type BlockMapSpecs struct {
 	Bios       *ebpf.MapSpec `ebpf:"bios"`
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	Forwards   *ebpf.MapSpec `ebpf:"forwards"`
+	Heartbeats *ebpf.MapSpec `ebpf:"heartbeats"`
 	Inodes     *ebpf.MapSpec `ebpf:"inodes"`
 	Latencies  *ebpf.MapSpec `ebpf:"latencies"`
 	Leaderless *ebpf.MapSpec `ebpf:"leaderless"`
@@ -116,9 +119,10 @@ type BlockMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BlockVariableSpecs struct {
-	Cpus        *ebpf.VariableSpec `ebpf:"cpus"`
-	PageShift   *ebpf.VariableSpec `ebpf:"page_shift"`
-	WithLatency *ebpf.VariableSpec `ebpf:"with_latency"`
+	Cpus                *ebpf.VariableSpec `ebpf:"cpus"`
+	HeartbeatLimitNanos *ebpf.VariableSpec `ebpf:"heartbeat_limit_nanos"`
+	PageShift           *ebpf.VariableSpec `ebpf:"page_shift"`
+	WithLatency         *ebpf.VariableSpec `ebpf:"with_latency"`
 }
 
 // BlockObjects contains all objects after they have been loaded into the kernel.
@@ -144,6 +148,7 @@ type BlockMaps struct {
 	Bios       *ebpf.Map `ebpf:"bios"`
 	Devices    *ebpf.Map `ebpf:"devices"`
 	Forwards   *ebpf.Map `ebpf:"forwards"`
+	Heartbeats *ebpf.Map `ebpf:"heartbeats"`
 	Inodes     *ebpf.Map `ebpf:"inodes"`
 	Latencies  *ebpf.Map `ebpf:"latencies"`
 	Leaderless *ebpf.Map `ebpf:"leaderless"`
@@ -160,6 +165,7 @@ func (m *BlockMaps) Close() error {
 		m.Bios,
 		m.Devices,
 		m.Forwards,
+		m.Heartbeats,
 		m.Inodes,
 		m.Latencies,
 		m.Leaderless,
@@ -176,9 +182,10 @@ func (m *BlockMaps) Close() error {
 //
 // It can be passed to LoadBlockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BlockVariables struct {
-	Cpus        *ebpf.Variable `ebpf:"cpus"`
-	PageShift   *ebpf.Variable `ebpf:"page_shift"`
-	WithLatency *ebpf.Variable `ebpf:"with_latency"`
+	Cpus                *ebpf.Variable `ebpf:"cpus"`
+	HeartbeatLimitNanos *ebpf.Variable `ebpf:"heartbeat_limit_nanos"`
+	PageShift           *ebpf.Variable `ebpf:"page_shift"`
+	WithLatency         *ebpf.Variable `ebpf:"with_latency"`
 }
 
 // BlockPrograms contains all programs after they have been loaded into the kernel.

@@ -22,7 +22,7 @@ static __always_inline int made_dirty(__u64 page, struct address_space *mapping)
 {
 	struct task_struct *current = bpf_get_current_task_btf();
 	struct inode *inode = mapping->host;
-	if (!inode)
+	if (!inode || alone())
 		return 0;
 	__u32 tree = 0;
 	// Writeback and reclaim are nobody; the worker of a loop device writes what was counted on the loop device.

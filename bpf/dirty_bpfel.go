@@ -34,24 +34,26 @@ type DirtySwept struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	DirtyMapBios        = "bios"
-	DirtyMapDevices     = "devices"
-	DirtyMapForwards    = "forwards"
-	DirtyMapInodes      = "inodes"
-	DirtyMapLatencies   = "latencies"
-	DirtyMapLeaderless  = "leaderless"
-	DirtyMapLosses      = "losses"
-	DirtyMapMembers     = "members"
-	DirtyMapNode        = "node"
-	DirtyMapPages       = "pages"
-	DirtyMapProcs       = "procs"
-	DirtyMapTrees       = "trees"
-	DirtyProgDirtyFolio = "dirty_folio"
-	DirtyProgDirtyPage  = "dirty_page"
-	DirtyProgSweep      = "sweep"
-	DirtyVarCpus        = "cpus"
-	DirtyVarPageShift   = "page_shift"
-	DirtyVarWithLatency = "with_latency"
+	DirtyMapBios                = "bios"
+	DirtyMapDevices             = "devices"
+	DirtyMapForwards            = "forwards"
+	DirtyMapHeartbeats          = "heartbeats"
+	DirtyMapInodes              = "inodes"
+	DirtyMapLatencies           = "latencies"
+	DirtyMapLeaderless          = "leaderless"
+	DirtyMapLosses              = "losses"
+	DirtyMapMembers             = "members"
+	DirtyMapNode                = "node"
+	DirtyMapPages               = "pages"
+	DirtyMapProcs               = "procs"
+	DirtyMapTrees               = "trees"
+	DirtyProgDirtyFolio         = "dirty_folio"
+	DirtyProgDirtyPage          = "dirty_page"
+	DirtyProgSweep              = "sweep"
+	DirtyVarCpus                = "cpus"
+	DirtyVarHeartbeatLimitNanos = "heartbeat_limit_nanos"
+	DirtyVarPageShift           = "page_shift"
+	DirtyVarWithLatency         = "with_latency"
 )
 
 // LoadDirty returns the embedded CollectionSpec for Dirty.
@@ -108,6 +110,7 @@ type DirtyMapSpecs struct {
 	Bios       *ebpf.MapSpec `ebpf:"bios"`
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	Forwards   *ebpf.MapSpec `ebpf:"forwards"`
+	Heartbeats *ebpf.MapSpec `ebpf:"heartbeats"`
 	Inodes     *ebpf.MapSpec `ebpf:"inodes"`
 	Latencies  *ebpf.MapSpec `ebpf:"latencies"`
 	Leaderless *ebpf.MapSpec `ebpf:"leaderless"`
@@ -123,9 +126,10 @@ type DirtyMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DirtyVariableSpecs struct {
-	Cpus        *ebpf.VariableSpec `ebpf:"cpus"`
-	PageShift   *ebpf.VariableSpec `ebpf:"page_shift"`
-	WithLatency *ebpf.VariableSpec `ebpf:"with_latency"`
+	Cpus                *ebpf.VariableSpec `ebpf:"cpus"`
+	HeartbeatLimitNanos *ebpf.VariableSpec `ebpf:"heartbeat_limit_nanos"`
+	PageShift           *ebpf.VariableSpec `ebpf:"page_shift"`
+	WithLatency         *ebpf.VariableSpec `ebpf:"with_latency"`
 }
 
 // DirtyObjects contains all objects after they have been loaded into the kernel.
@@ -151,6 +155,7 @@ type DirtyMaps struct {
 	Bios       *ebpf.Map `ebpf:"bios"`
 	Devices    *ebpf.Map `ebpf:"devices"`
 	Forwards   *ebpf.Map `ebpf:"forwards"`
+	Heartbeats *ebpf.Map `ebpf:"heartbeats"`
 	Inodes     *ebpf.Map `ebpf:"inodes"`
 	Latencies  *ebpf.Map `ebpf:"latencies"`
 	Leaderless *ebpf.Map `ebpf:"leaderless"`
@@ -167,6 +172,7 @@ func (m *DirtyMaps) Close() error {
 		m.Bios,
 		m.Devices,
 		m.Forwards,
+		m.Heartbeats,
 		m.Inodes,
 		m.Latencies,
 		m.Leaderless,
@@ -183,9 +189,10 @@ func (m *DirtyMaps) Close() error {
 //
 // It can be passed to LoadDirtyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DirtyVariables struct {
-	Cpus        *ebpf.Variable `ebpf:"cpus"`
-	PageShift   *ebpf.Variable `ebpf:"page_shift"`
-	WithLatency *ebpf.Variable `ebpf:"with_latency"`
+	Cpus                *ebpf.Variable `ebpf:"cpus"`
+	HeartbeatLimitNanos *ebpf.Variable `ebpf:"heartbeat_limit_nanos"`
+	PageShift           *ebpf.Variable `ebpf:"page_shift"`
+	WithLatency         *ebpf.Variable `ebpf:"with_latency"`
 }
 
 // DirtyPrograms contains all programs after they have been loaded into the kernel.

@@ -26,6 +26,8 @@ struct {
 
 static __always_inline int issue(struct request *rq)
 {
+	if (alone())
+		return 0;
 	__u64 bio = address_of(rq->bio);
 	struct submitted *first = bpf_map_lookup_elem(&bios, &bio);
 	if (!first)
@@ -65,7 +67,7 @@ static __always_inline int complete(struct request *rq, unsigned int bytes)
 {
 	__u64 key = address_of(rq);
 	struct flight *f = bpf_map_lookup_elem(&flights, &key);
-	if (!f || bytes < rq->__data_len)
+	if (!f || bytes < rq->__data_len || alone())
 		return 0;
 	__u64 nanos = bpf_ktime_get_ns() - f->issued_nanos;
 	__u32 tree = f->tree;

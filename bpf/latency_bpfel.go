@@ -16,27 +16,29 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	LatencyMapBios               = "bios"
-	LatencyMapDevices            = "devices"
-	LatencyMapFlights            = "flights"
-	LatencyMapForwards           = "forwards"
-	LatencyMapInodes             = "inodes"
-	LatencyMapLatencies          = "latencies"
-	LatencyMapLeaderless         = "leaderless"
-	LatencyMapLosses             = "losses"
-	LatencyMapMembers            = "members"
-	LatencyMapNode               = "node"
-	LatencyMapPages              = "pages"
-	LatencyMapProcs              = "procs"
-	LatencyMapTrees              = "trees"
-	LatencyProgBioSplit          = "bio_split"
-	LatencyProgBioSplitQueue     = "bio_split_queue"
-	LatencyProgRequestComplete   = "request_complete"
-	LatencyProgRequestIssue      = "request_issue"
-	LatencyProgRequestIssueQueue = "request_issue_queue"
-	LatencyVarCpus               = "cpus"
-	LatencyVarPageShift          = "page_shift"
-	LatencyVarWithLatency        = "with_latency"
+	LatencyMapBios                = "bios"
+	LatencyMapDevices             = "devices"
+	LatencyMapFlights             = "flights"
+	LatencyMapForwards            = "forwards"
+	LatencyMapHeartbeats          = "heartbeats"
+	LatencyMapInodes              = "inodes"
+	LatencyMapLatencies           = "latencies"
+	LatencyMapLeaderless          = "leaderless"
+	LatencyMapLosses              = "losses"
+	LatencyMapMembers             = "members"
+	LatencyMapNode                = "node"
+	LatencyMapPages               = "pages"
+	LatencyMapProcs               = "procs"
+	LatencyMapTrees               = "trees"
+	LatencyProgBioSplit           = "bio_split"
+	LatencyProgBioSplitQueue      = "bio_split_queue"
+	LatencyProgRequestComplete    = "request_complete"
+	LatencyProgRequestIssue       = "request_issue"
+	LatencyProgRequestIssueQueue  = "request_issue_queue"
+	LatencyVarCpus                = "cpus"
+	LatencyVarHeartbeatLimitNanos = "heartbeat_limit_nanos"
+	LatencyVarPageShift           = "page_shift"
+	LatencyVarWithLatency         = "with_latency"
 )
 
 // LoadLatency returns the embedded CollectionSpec for Latency.
@@ -96,6 +98,7 @@ type LatencyMapSpecs struct {
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	Flights    *ebpf.MapSpec `ebpf:"flights"`
 	Forwards   *ebpf.MapSpec `ebpf:"forwards"`
+	Heartbeats *ebpf.MapSpec `ebpf:"heartbeats"`
 	Inodes     *ebpf.MapSpec `ebpf:"inodes"`
 	Latencies  *ebpf.MapSpec `ebpf:"latencies"`
 	Leaderless *ebpf.MapSpec `ebpf:"leaderless"`
@@ -111,9 +114,10 @@ type LatencyMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type LatencyVariableSpecs struct {
-	Cpus        *ebpf.VariableSpec `ebpf:"cpus"`
-	PageShift   *ebpf.VariableSpec `ebpf:"page_shift"`
-	WithLatency *ebpf.VariableSpec `ebpf:"with_latency"`
+	Cpus                *ebpf.VariableSpec `ebpf:"cpus"`
+	HeartbeatLimitNanos *ebpf.VariableSpec `ebpf:"heartbeat_limit_nanos"`
+	PageShift           *ebpf.VariableSpec `ebpf:"page_shift"`
+	WithLatency         *ebpf.VariableSpec `ebpf:"with_latency"`
 }
 
 // LatencyObjects contains all objects after they have been loaded into the kernel.
@@ -140,6 +144,7 @@ type LatencyMaps struct {
 	Devices    *ebpf.Map `ebpf:"devices"`
 	Flights    *ebpf.Map `ebpf:"flights"`
 	Forwards   *ebpf.Map `ebpf:"forwards"`
+	Heartbeats *ebpf.Map `ebpf:"heartbeats"`
 	Inodes     *ebpf.Map `ebpf:"inodes"`
 	Latencies  *ebpf.Map `ebpf:"latencies"`
 	Leaderless *ebpf.Map `ebpf:"leaderless"`
@@ -157,6 +162,7 @@ func (m *LatencyMaps) Close() error {
 		m.Devices,
 		m.Flights,
 		m.Forwards,
+		m.Heartbeats,
 		m.Inodes,
 		m.Latencies,
 		m.Leaderless,
@@ -173,9 +179,10 @@ func (m *LatencyMaps) Close() error {
 //
 // It can be passed to LoadLatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LatencyVariables struct {
-	Cpus        *ebpf.Variable `ebpf:"cpus"`
-	PageShift   *ebpf.Variable `ebpf:"page_shift"`
-	WithLatency *ebpf.Variable `ebpf:"with_latency"`
+	Cpus                *ebpf.Variable `ebpf:"cpus"`
+	HeartbeatLimitNanos *ebpf.Variable `ebpf:"heartbeat_limit_nanos"`
+	PageShift           *ebpf.Variable `ebpf:"page_shift"`
+	WithLatency         *ebpf.Variable `ebpf:"with_latency"`
 }
 
 // LatencyPrograms contains all programs after they have been loaded into the kernel.

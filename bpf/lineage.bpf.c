@@ -12,7 +12,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 SEC("tp_btf/task_newtask")
 int BPF_PROG(lineage_fork, struct task_struct *task, __u64 clone_flags)
 {
-	if (clone_flags & CLONE_THREAD)
+	if (clone_flags & CLONE_THREAD || alone())
 		return 0; // read through its group leader
 	struct proc *parent = proc_of(bpf_get_current_task_btf());
 	if (!parent || !parent->tree)
@@ -58,7 +58,7 @@ int BPF_PROG(lineage_exit, struct task_struct *task)
 {
 	struct task_struct *leader = task->group_leader;
 	struct proc *p = bpf_task_storage_get(&procs, leader, 0, 0);
-	if (!p || !p->tree)
+	if (!p || !p->tree || alone())
 		return 0;
 	add(&p->exited_rchar, task->ioac.rchar);
 	add(&p->exited_wchar, task->ioac.wchar);
@@ -90,7 +90,7 @@ SEC("tp_btf/sched_process_exec")
 int BPF_PROG(lineage_exec, struct task_struct *task, int old_pid)
 {
 	__u32 tgid = task->tgid;
-	if (old_pid == task->pid)
+	if (old_pid == task->pid || alone())
 		return 0;
 	struct proc *left = bpf_map_lookup_elem(&leaderless, &tgid);
 	if (!left)
@@ -107,7 +107,7 @@ int BPF_PROG(lineage_free, struct task_struct *task)
 	if (task->group_leader != task)
 		return 0;
 	struct proc *p = bpf_task_storage_get(&procs, task, 0, 0);
-	if (!p || !p->tree)
+	if (!p || !p->tree || alone())
 		return 0;
 	struct member m = {.start_nanos = task->start_boottime, .tgid = task->tgid};
 	bool locked = lock_proc(p);

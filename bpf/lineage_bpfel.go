@@ -19,6 +19,14 @@ type LineageDevice struct {
 	ReadBytes  [7]uint64
 }
 
+type LineageHeartbeat struct {
+	_         structs.HostLayout
+	BeatNanos uint64
+	Looked    uint64
+	Alone     uint32
+	Pad       uint32
+}
+
 type LineageHistograms struct {
 	_     structs.HostLayout
 	Read  [64]uint64
@@ -47,7 +55,8 @@ const (
 	LineageLossLOSS_RACE    LineageLoss = 6
 	LineageLossLOSS_RECLAIM LineageLoss = 7
 	LineageLossLOSS_LATENCY LineageLoss = 8
-	LineageLossLOSSES       LineageLoss = 9
+	LineageLossLOSS_ALONE   LineageLoss = 9
+	LineageLossLOSSES       LineageLoss = 10
 )
 
 type LineagePageKey struct {
@@ -112,25 +121,27 @@ type LineageUsage struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	LineageMapBios         = "bios"
-	LineageMapDevices      = "devices"
-	LineageMapForwards     = "forwards"
-	LineageMapInodes       = "inodes"
-	LineageMapLatencies    = "latencies"
-	LineageMapLeaderless   = "leaderless"
-	LineageMapLosses       = "losses"
-	LineageMapMembers      = "members"
-	LineageMapNode         = "node"
-	LineageMapPages        = "pages"
-	LineageMapProcs        = "procs"
-	LineageMapTrees        = "trees"
-	LineageProgLineageExec = "lineage_exec"
-	LineageProgLineageExit = "lineage_exit"
-	LineageProgLineageFork = "lineage_fork"
-	LineageProgLineageFree = "lineage_free"
-	LineageVarCpus         = "cpus"
-	LineageVarPageShift    = "page_shift"
-	LineageVarWithLatency  = "with_latency"
+	LineageMapBios                = "bios"
+	LineageMapDevices             = "devices"
+	LineageMapForwards            = "forwards"
+	LineageMapHeartbeats          = "heartbeats"
+	LineageMapInodes              = "inodes"
+	LineageMapLatencies           = "latencies"
+	LineageMapLeaderless          = "leaderless"
+	LineageMapLosses              = "losses"
+	LineageMapMembers             = "members"
+	LineageMapNode                = "node"
+	LineageMapPages               = "pages"
+	LineageMapProcs               = "procs"
+	LineageMapTrees               = "trees"
+	LineageProgLineageExec        = "lineage_exec"
+	LineageProgLineageExit        = "lineage_exit"
+	LineageProgLineageFork        = "lineage_fork"
+	LineageProgLineageFree        = "lineage_free"
+	LineageVarCpus                = "cpus"
+	LineageVarHeartbeatLimitNanos = "heartbeat_limit_nanos"
+	LineageVarPageShift           = "page_shift"
+	LineageVarWithLatency         = "with_latency"
 )
 
 // LoadLineage returns the embedded CollectionSpec for Lineage.
@@ -188,6 +199,7 @@ type LineageMapSpecs struct {
 	Bios       *ebpf.MapSpec `ebpf:"bios"`
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	Forwards   *ebpf.MapSpec `ebpf:"forwards"`
+	Heartbeats *ebpf.MapSpec `ebpf:"heartbeats"`
 	Inodes     *ebpf.MapSpec `ebpf:"inodes"`
 	Latencies  *ebpf.MapSpec `ebpf:"latencies"`
 	Leaderless *ebpf.MapSpec `ebpf:"leaderless"`
@@ -203,9 +215,10 @@ type LineageMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type LineageVariableSpecs struct {
-	Cpus        *ebpf.VariableSpec `ebpf:"cpus"`
-	PageShift   *ebpf.VariableSpec `ebpf:"page_shift"`
-	WithLatency *ebpf.VariableSpec `ebpf:"with_latency"`
+	Cpus                *ebpf.VariableSpec `ebpf:"cpus"`
+	HeartbeatLimitNanos *ebpf.VariableSpec `ebpf:"heartbeat_limit_nanos"`
+	PageShift           *ebpf.VariableSpec `ebpf:"page_shift"`
+	WithLatency         *ebpf.VariableSpec `ebpf:"with_latency"`
 }
 
 // LineageObjects contains all objects after they have been loaded into the kernel.
@@ -231,6 +244,7 @@ type LineageMaps struct {
 	Bios       *ebpf.Map `ebpf:"bios"`
 	Devices    *ebpf.Map `ebpf:"devices"`
 	Forwards   *ebpf.Map `ebpf:"forwards"`
+	Heartbeats *ebpf.Map `ebpf:"heartbeats"`
 	Inodes     *ebpf.Map `ebpf:"inodes"`
 	Latencies  *ebpf.Map `ebpf:"latencies"`
 	Leaderless *ebpf.Map `ebpf:"leaderless"`
@@ -247,6 +261,7 @@ func (m *LineageMaps) Close() error {
 		m.Bios,
 		m.Devices,
 		m.Forwards,
+		m.Heartbeats,
 		m.Inodes,
 		m.Latencies,
 		m.Leaderless,
@@ -263,9 +278,10 @@ func (m *LineageMaps) Close() error {
 //
 // It can be passed to LoadLineageObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LineageVariables struct {
-	Cpus        *ebpf.Variable `ebpf:"cpus"`
-	PageShift   *ebpf.Variable `ebpf:"page_shift"`
-	WithLatency *ebpf.Variable `ebpf:"with_latency"`
+	Cpus                *ebpf.Variable `ebpf:"cpus"`
+	HeartbeatLimitNanos *ebpf.Variable `ebpf:"heartbeat_limit_nanos"`
+	PageShift           *ebpf.Variable `ebpf:"page_shift"`
+	WithLatency         *ebpf.Variable `ebpf:"with_latency"`
 }
 
 // LineagePrograms contains all programs after they have been loaded into the kernel.

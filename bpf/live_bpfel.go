@@ -56,27 +56,29 @@ type LiveLiveQuestion struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	LiveMapBios          = "bios"
-	LiveMapCpuOffsets    = "cpu_offsets"
-	LiveMapDevices       = "devices"
-	LiveMapEachLive      = "each_live"
-	LiveMapForwards      = "forwards"
-	LiveMapInodes        = "inodes"
-	LiveMapLatencies     = "latencies"
-	LiveMapLeaderless    = "leaderless"
-	LiveMapLiveSum       = "live_sum"
-	LiveMapLosses        = "losses"
-	LiveMapMembers       = "members"
-	LiveMapNode          = "node"
-	LiveMapPages         = "pages"
-	LiveMapProcs         = "procs"
-	LiveMapTrees         = "trees"
-	LiveMapYardstick     = "yardstick"
-	LiveProgLearnOffsets = "learn_offsets"
-	LiveProgReadLive     = "read_live"
-	LiveVarCpus          = "cpus"
-	LiveVarPageShift     = "page_shift"
-	LiveVarWithLatency   = "with_latency"
+	LiveMapBios                = "bios"
+	LiveMapCpuOffsets          = "cpu_offsets"
+	LiveMapDevices             = "devices"
+	LiveMapEachLive            = "each_live"
+	LiveMapForwards            = "forwards"
+	LiveMapHeartbeats          = "heartbeats"
+	LiveMapInodes              = "inodes"
+	LiveMapLatencies           = "latencies"
+	LiveMapLeaderless          = "leaderless"
+	LiveMapLiveSum             = "live_sum"
+	LiveMapLosses              = "losses"
+	LiveMapMembers             = "members"
+	LiveMapNode                = "node"
+	LiveMapPages               = "pages"
+	LiveMapProcs               = "procs"
+	LiveMapTrees               = "trees"
+	LiveMapYardstick           = "yardstick"
+	LiveProgLearnOffsets       = "learn_offsets"
+	LiveProgReadLive           = "read_live"
+	LiveVarCpus                = "cpus"
+	LiveVarHeartbeatLimitNanos = "heartbeat_limit_nanos"
+	LiveVarPageShift           = "page_shift"
+	LiveVarWithLatency         = "with_latency"
 )
 
 // LoadLive returns the embedded CollectionSpec for Live.
@@ -134,6 +136,7 @@ type LiveMapSpecs struct {
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	EachLive   *ebpf.MapSpec `ebpf:"each_live"`
 	Forwards   *ebpf.MapSpec `ebpf:"forwards"`
+	Heartbeats *ebpf.MapSpec `ebpf:"heartbeats"`
 	Inodes     *ebpf.MapSpec `ebpf:"inodes"`
 	Latencies  *ebpf.MapSpec `ebpf:"latencies"`
 	Leaderless *ebpf.MapSpec `ebpf:"leaderless"`
@@ -151,9 +154,10 @@ type LiveMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type LiveVariableSpecs struct {
-	Cpus        *ebpf.VariableSpec `ebpf:"cpus"`
-	PageShift   *ebpf.VariableSpec `ebpf:"page_shift"`
-	WithLatency *ebpf.VariableSpec `ebpf:"with_latency"`
+	Cpus                *ebpf.VariableSpec `ebpf:"cpus"`
+	HeartbeatLimitNanos *ebpf.VariableSpec `ebpf:"heartbeat_limit_nanos"`
+	PageShift           *ebpf.VariableSpec `ebpf:"page_shift"`
+	WithLatency         *ebpf.VariableSpec `ebpf:"with_latency"`
 }
 
 // LiveObjects contains all objects after they have been loaded into the kernel.
@@ -181,6 +185,7 @@ type LiveMaps struct {
 	Devices    *ebpf.Map `ebpf:"devices"`
 	EachLive   *ebpf.Map `ebpf:"each_live"`
 	Forwards   *ebpf.Map `ebpf:"forwards"`
+	Heartbeats *ebpf.Map `ebpf:"heartbeats"`
 	Inodes     *ebpf.Map `ebpf:"inodes"`
 	Latencies  *ebpf.Map `ebpf:"latencies"`
 	Leaderless *ebpf.Map `ebpf:"leaderless"`
@@ -201,6 +206,7 @@ func (m *LiveMaps) Close() error {
 		m.Devices,
 		m.EachLive,
 		m.Forwards,
+		m.Heartbeats,
 		m.Inodes,
 		m.Latencies,
 		m.Leaderless,
@@ -219,9 +225,10 @@ func (m *LiveMaps) Close() error {
 //
 // It can be passed to LoadLiveObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LiveVariables struct {
-	Cpus        *ebpf.Variable `ebpf:"cpus"`
-	PageShift   *ebpf.Variable `ebpf:"page_shift"`
-	WithLatency *ebpf.Variable `ebpf:"with_latency"`
+	Cpus                *ebpf.Variable `ebpf:"cpus"`
+	HeartbeatLimitNanos *ebpf.Variable `ebpf:"heartbeat_limit_nanos"`
+	PageShift           *ebpf.Variable `ebpf:"page_shift"`
+	WithLatency         *ebpf.Variable `ebpf:"with_latency"`
 }
 
 // LivePrograms contains all programs after they have been loaded into the kernel.

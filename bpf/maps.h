@@ -27,6 +27,8 @@
 const volatile __u32 page_shift = 12;
 const volatile __u32 cpus = 1;
 const volatile bool with_latency = false; // somebody reads the map of bios
+// How old the agent's heartbeat may be; 0 = the programs end with the agent, and nobody asks.
+const volatile __u64 heartbeat_limit_nanos = 0;
 
 // What a process has used since it was forked; the sum over its threads, the exited included.
 struct usage {
@@ -88,6 +90,7 @@ enum loss {
 	LOSS_RACE,    // a process's share was moved twice at the same time
 	LOSS_RECLAIM, // the map of stalled tasks is full
 	LOSS_LATENCY, // a map of requests in flight is full
+	LOSS_ALONE,   // the agent's heartbeat was too old, and nothing was counted
 	LOSSES,
 };
 
@@ -236,6 +239,24 @@ struct {
 	__type(value, struct submitted);
 } bios SEC(".maps");
 
+// Pinned programs outlive the agent. They go on without it for a while, and then leave at once.
+struct heartbeat {
+	__u64 beat_nanos; // CLOCK_MONOTONIC, which stands still while the machine sleeps; the agent writes it
+	__u64 looked;	  // when it was last looked at, in ticks
+	__u32 alone;	  // it was too old then
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct heartbeat);
+} heartbeats SEC(".maps");
+
+#define LOOK_TICKS 100
+
 static __always_inline void add(__u64 *cell, __u64 n)
 {
 	// Atomic, because a program in interrupt context may run in the middle of one in process context.
@@ -255,6 +276,27 @@ static __always_inline void lose(enum loss what)
 	__u64 *n = bpf_map_lookup_elem(&losses, &what);
 	if (n)
 		add(n, 1);
+}
+
+// Reading a clock costs as much as all else that the program for a dirty page does; the tick is a load.
+static __always_inline bool alone(void)
+{
+	if (!heartbeat_limit_nanos)
+		return false;
+	__u32 zero = 0;
+	struct heartbeat *h = bpf_map_lookup_elem(&heartbeats, &zero);
+	if (!h)
+		return false;
+	__u64 now = bpf_jiffies64();
+	if (now - h->looked < LOOK_TICKS)
+		return h->alone;
+	h->looked = now;
+	__u64 beat = h->beat_nanos;
+	bool old = beat && (__s64)(bpf_ktime_get_ns() - beat) > (__s64)heartbeat_limit_nanos;
+	if (old && !h->alone)
+		lose(LOSS_ALONE);
+	h->alone = old;
+	return old;
 }
 
 // The tree that answers for an id: the id itself, or what it was released to. 0 when none does.

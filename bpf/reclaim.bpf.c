@@ -27,7 +27,7 @@ static __always_inline int begin(void)
 {
 	struct task_struct *current = bpf_get_current_task_btf();
 	__u32 tree = tree_of(current);
-	if (!tree)
+	if (!tree || alone())
 		return 0;
 	__u64 key = address_of(current);
 	struct stall *s = bpf_map_lookup_elem(&stalls, &key);

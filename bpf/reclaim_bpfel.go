@@ -19,6 +19,7 @@ const (
 	ReclaimMapBios                = "bios"
 	ReclaimMapDevices             = "devices"
 	ReclaimMapForwards            = "forwards"
+	ReclaimMapHeartbeats          = "heartbeats"
 	ReclaimMapInodes              = "inodes"
 	ReclaimMapLatencies           = "latencies"
 	ReclaimMapLeaderless          = "leaderless"
@@ -34,6 +35,7 @@ const (
 	ReclaimProgMemcgReclaimBegin  = "memcg_reclaim_begin"
 	ReclaimProgMemcgReclaimEnd    = "memcg_reclaim_end"
 	ReclaimVarCpus                = "cpus"
+	ReclaimVarHeartbeatLimitNanos = "heartbeat_limit_nanos"
 	ReclaimVarPageShift           = "page_shift"
 	ReclaimVarWithLatency         = "with_latency"
 )
@@ -93,6 +95,7 @@ type ReclaimMapSpecs struct {
 	Bios       *ebpf.MapSpec `ebpf:"bios"`
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	Forwards   *ebpf.MapSpec `ebpf:"forwards"`
+	Heartbeats *ebpf.MapSpec `ebpf:"heartbeats"`
 	Inodes     *ebpf.MapSpec `ebpf:"inodes"`
 	Latencies  *ebpf.MapSpec `ebpf:"latencies"`
 	Leaderless *ebpf.MapSpec `ebpf:"leaderless"`
@@ -109,9 +112,10 @@ type ReclaimMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type ReclaimVariableSpecs struct {
-	Cpus        *ebpf.VariableSpec `ebpf:"cpus"`
-	PageShift   *ebpf.VariableSpec `ebpf:"page_shift"`
-	WithLatency *ebpf.VariableSpec `ebpf:"with_latency"`
+	Cpus                *ebpf.VariableSpec `ebpf:"cpus"`
+	HeartbeatLimitNanos *ebpf.VariableSpec `ebpf:"heartbeat_limit_nanos"`
+	PageShift           *ebpf.VariableSpec `ebpf:"page_shift"`
+	WithLatency         *ebpf.VariableSpec `ebpf:"with_latency"`
 }
 
 // ReclaimObjects contains all objects after they have been loaded into the kernel.
@@ -137,6 +141,7 @@ type ReclaimMaps struct {
 	Bios       *ebpf.Map `ebpf:"bios"`
 	Devices    *ebpf.Map `ebpf:"devices"`
 	Forwards   *ebpf.Map `ebpf:"forwards"`
+	Heartbeats *ebpf.Map `ebpf:"heartbeats"`
 	Inodes     *ebpf.Map `ebpf:"inodes"`
 	Latencies  *ebpf.Map `ebpf:"latencies"`
 	Leaderless *ebpf.Map `ebpf:"leaderless"`
@@ -154,6 +159,7 @@ func (m *ReclaimMaps) Close() error {
 		m.Bios,
 		m.Devices,
 		m.Forwards,
+		m.Heartbeats,
 		m.Inodes,
 		m.Latencies,
 		m.Leaderless,
@@ -171,9 +177,10 @@ func (m *ReclaimMaps) Close() error {
 //
 // It can be passed to LoadReclaimObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ReclaimVariables struct {
-	Cpus        *ebpf.Variable `ebpf:"cpus"`
-	PageShift   *ebpf.Variable `ebpf:"page_shift"`
-	WithLatency *ebpf.Variable `ebpf:"with_latency"`
+	Cpus                *ebpf.Variable `ebpf:"cpus"`
+	HeartbeatLimitNanos *ebpf.Variable `ebpf:"heartbeat_limit_nanos"`
+	PageShift           *ebpf.Variable `ebpf:"page_shift"`
+	WithLatency         *ebpf.Variable `ebpf:"with_latency"`
 }
 
 // ReclaimPrograms contains all programs after they have been loaded into the kernel.

@@ -184,6 +184,7 @@ func lossNames() [bpf.LineageLossLOSSES]string {
 		bpf.LineageLossLOSS_RACE:    "a process changed its tree while it exited",
 		bpf.LineageLossLOSS_RECLAIM: "the map of stalled threads is full",
 		bpf.LineageLossLOSS_LATENCY: "the map of block I/O in flight is full",
+		bpf.LineageLossLOSS_ALONE:   "the agent stood still for too long, and nothing was counted meanwhile",
 	}
 }
 
