@@ -28,8 +28,9 @@ What the client core calls
         {"operators": [{...}, ...], "batches": [{"signature": "...", "batches": 42}, ...],
          "count": {...}, "incompleteReason": "..."}
 
-    Costs complete in the order of their calls, except those that wait for a step of the user's to be observed. Send
-    them in the order of the calls: a bare signature then always follows its operators.
+    Costs complete in the order of their calls, except those of models that must be traced on the calling thread (done
+    at once) and those that wait for a step of the user's to be watched (at most 30 s, then a count without a number says
+    so). A signature's operators are handed out once; a bare one that the agent does not know is sent again with them.
 
 ``operators(signature) -> dict | None``
     The OperatorList of a signature that was handed out, to send again when the agent answers that it does not know it

@@ -21,6 +21,7 @@ import types
 from typing import Any, Iterator, List, NamedTuple, Set, Tuple
 
 _MAX_FUNCTIONS = 3000
+_SEEDS = frozenset(("random", "manual_seed", "set_rng_state", "fork_rng"))
 # Packages that are not searched: their functions do none of this by themselves.
 _TRUSTED = frozenset(
     ("torch", "numpy", "functools", "contextlib", "typing", "collections", "math", "inspect", "warnings", "logging")
@@ -67,7 +68,7 @@ def reach(modules: List[Any]) -> Reach:
         if len(seen) > _MAX_FUNCTIONS:
             return Reach(True, True, flex, True)
         for name in set(_names(fn.__code__)):
-            generators |= name == "random"
+            generators |= name in _SEEDS
             named = fn.__globals__.get(name)
             generators |= _is_generator(named)
             work.append((named, None))

@@ -41,6 +41,7 @@ _MAX_WAITING = 256  # traces waiting for the thread; beyond, a batch is not coun
 _MAX_MESSAGE_BYTES = 900 << 10  # of one operator list as JSON; the socket takes 1 MiB
 _MAX_OPERATORS = 20_000
 _STEP_SECONDS = 30.0  # how long a call waits for a step that shows its cost: later calls are held back by it
+_FORK_SECONDS = 10.0  # how long a fork waits for the tracing thread at most
 _OVERDUE = "no step with these shapes has been seen yet"
 
 
@@ -96,6 +97,11 @@ class Tracer:
         self._steps: List[Tuple[float, Entry]] = []
         self._closed = False
         self.cancelled = False
+        # Held by the tracing thread while a fork would leave the child with locks that nobody opens: torch's, and those
+        # of modules that are being imported.
+        self._busy = threading.Lock()
+        self._forking = 0
+        self._held: Set[int] = set()
 
     # --- batches ------------------------------------------------------------------------------------------------------
 
@@ -193,7 +199,7 @@ class Tracer:
             # The batch is kept until the trace has worked, for a model that can count it otherwise.
             settle = self._own_count(entry, own, batch)
         job.settle = settle
-        job.cancelled = lambda: self.cancelled
+        job.cancelled = self.pause
         job.watching = lambda: self.wait_for_step(entry)
         if job.on_training_thread:
             job.run()
@@ -240,7 +246,8 @@ class Tracer:
             if job is None:
                 return
             try:
-                job()
+                with self._busy:
+                    job()
             finally:
                 if job is not _nothing:
                     with self._lock:
@@ -371,12 +378,44 @@ class Tracer:
                 if not entry.signature and entry.waiting:
                     self.settle(entry, {"missingReason": "the process ended before this could be counted"})
 
+    def pause(self) -> bool:
+        """Called between two operators of a trace: lets a fork pass; answers whether to end."""
+        if self._forking and self._thread is not None and threading.get_ident() == self._thread.ident:
+            self._busy.release()
+            while self._forking:
+                time.sleep(0.001)
+            self._busy.acquire()
+        return self.cancelled
+
+    def before_fork(self) -> None:
+        """Waits until the tracing thread is between two operators, or has imported what it imports."""
+        thread = self._thread
+        if thread is None or threading.get_ident() == thread.ident:
+            return
+        self._forking += 1
+        if self._busy.acquire(timeout=_FORK_SECONDS):
+            self._held.add(threading.get_ident())
+        else:
+            self._forking -= 1
+
+    def after_fork(self) -> None:
+        """In the parent."""
+        number = threading.get_ident()
+        if number in self._held:
+            self._held.discard(number)
+            self._forking -= 1
+            self._busy.release()
+
     def forked(self) -> None:
         """In a forked child: threads, locks, open costs and what was handed out are the parent's."""
         self._lock = threading.RLock()
+        self._busy = threading.Lock()
+        self._forking = 0
+        self._held = set()
         self._jobs = queue.SimpleQueue()
         self._waiting = 0
         self._thread = None
+        self._steps = []
         self._handed = set()
         for state in self._states.values():
             for key in [key for key, entry in state.entries.items() if not entry.signature and entry.known is None]:
@@ -456,4 +495,4 @@ def close(seconds: float) -> None:
 
 atexit.register(lambda: _tracer.close(_exit_seconds()))
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_tracer.forked)
+    os.register_at_fork(before=_tracer.before_fork, after_in_parent=_tracer.after_fork, after_in_child=_tracer.forked)

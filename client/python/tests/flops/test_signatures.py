@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import threading
+import time
 from typing import Any, Callable
 
 import pytest
@@ -268,3 +269,37 @@ def test_too_many_shapes_at_once_say_so_and_are_tried_again(monkeypatch: pytest.
     assert "operators" in costs[0].result(SECONDS)
     costs[2].result(SECONDS)
     assert "operators" in _flops.batch_cost(model, torch.randn(8, 8)).result(SECONDS)
+
+
+BUSY = threading.Event()
+
+
+class Slow(nn.Module):
+    """A trace that is for a while at a place where a fork would be fatal, and then between two operators."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        for _ in range(100):
+            BUSY.set()
+            time.sleep(0.01)
+            BUSY.clear()
+            x = x * 2
+        return x
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
+def test_a_fork_waits_for_the_tracing_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = tracer._tracer
+    cost = _flops.batch_cost(Slow(), X)
+    assert BUSY.wait(SECONDS)
+    began = time.monotonic()
+    for _ in range(5):
+        mine.before_fork()
+        pid = os.fork()
+        if pid == 0:
+            mine.forked()
+            os._exit(1 if BUSY.is_set() else 0)
+        mine.after_fork()
+        assert os.waitpid(pid, 0)[1] == 0
+    # Not for the whole trace each time.
+    assert time.monotonic() - began < 60
+    assert "operators" in cost.result(SECONDS)
