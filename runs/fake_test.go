@@ -147,6 +147,18 @@ func (f *fakeStore) Recall(name string) ([]byte, error) {
 	return f.states[name], nil
 }
 
+func (f *fakeStore) Remembered(keep func([]byte) bool) (map[string][]byte, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	kept := map[string][]byte{}
+	for name, state := range f.states {
+		if keep(state) {
+			kept[name] = state
+		}
+	}
+	return kept, nil
+}
+
 func (f *fakeStore) all() []*record.LogCall {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -25,9 +25,12 @@ type Sink interface {
 	Append(rec *record.LogCall, process string, state []byte) (wait func(context.Context) (int64, error))
 }
 
-// Memory gives back the latest state that was appended for a process; nil = unknown.
+// Memory gives back the latest state that was appended for a process.
 type Memory interface {
+	// Recall returns a process's state; nil = unknown.
 	Recall(process string) ([]byte, error)
+	// Remembered returns the states that keep wants, by process.
+	Remembered(keep func(state []byte) bool) (map[string][]byte, error)
 }
 
 // GPUs gives the GPU readings of one window of a tree.
@@ -315,6 +318,7 @@ func (t *Tracker) newSubject(c Caller, hello bool) *subject {
 	if len(state) > 0 && !s.restore(state) {
 		t.counters.unrecalled.Add(1)
 	}
+	t.steps.Add(int64(len(s.steps.sets)))
 	return s
 }
 

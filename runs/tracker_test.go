@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -640,6 +641,64 @@ func TestStepsAreCapped(t *testing.T) {
 	eventually(t, "its sums are given back", func() bool { return b.steps.Load() == 0 })
 }
 
+func TestOpenRunsAreTakenUp(t *testing.T) {
+	b := newBench(t)
+	lives, _ := sleeper(t)
+	ends, cmd := sleeper(t)
+	done, _ := sleeper(t)
+	for _, c := range []Caller{lives, ends, done} {
+		b.hello(t, c, Description{Name: "digits"})
+		b.call(t, c, Call{Context: pointer("training"), Step: pointer(int64(1))})
+	}
+	b.hello(t, done, Description{End: true})
+	written := b.store.await(t, 4) // the end of done's run is one
+	if err := b.Detach(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+
+	b.probe = newFakeProbe()
+	b.open(t)
+	b.clock.add(time.Second)
+	if err := b.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	records := b.store.all()
+	if len(records) != len(written)+1 {
+		t.Fatalf("%d records, want one more than %d", len(records), len(written))
+	}
+	end := records[len(records)-1]
+	if end.GetFunction() != record.Function_RUN_END || int(end.GetProcess().GetPid()) != ends.PID || end.GetProcess().GetServiceName() != "digits" {
+		t.Errorf("%v", end)
+	}
+	if !end.GetWindowGap() || end.GetStartUnixNanos() != written[1].GetEndUnixNanos() || reading(end, record.DiskWriteBytes) != nil ||
+		len(end.GetClosedSegments()) != 1 || !slices.Contains(end.GetUnavailable(), "the process ended while the agent was not running") {
+		t.Errorf("the remainder of what nobody saw: %v", end)
+	}
+	if got := b.Status().Processes; got != 1 {
+		t.Errorf("%d processes are followed, want the one that lives", got)
+	}
+	// The live one goes on, and what it has done since is in its window.
+	b.probe.with(1, func(tree *process.Tree) { tree.DiskWriteBytes = 7 })
+	if rec := b.call(t, lives, Call{}); !rec.GetWindowGap() || rec.GetSeq() != 1 || reading(rec, record.DiskWriteBytes).GetInteger() != 7 {
+		t.Errorf("%v", rec)
+	}
+	// An agent that starts once more has nothing left to close.
+	if err := b.Detach(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	before := len(b.store.all())
+	b.probe = newFakeProbe()
+	b.open(t)
+	if err := b.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	if got := len(b.store.all()); got != before {
+		t.Errorf("%d records, want %d", got, before)
+	}
+}
+
 func TestAgentStartsAgain(t *testing.T) {
 	b := newBench(t)
 	c, cmd := sleeper(t)
@@ -1076,3 +1135,5 @@ func (discard) Append(rec *record.LogCall, _ string, _ []byte) func(context.Cont
 }
 
 func (discard) Recall(string) ([]byte, error) { return nil, nil }
+
+func (discard) Remembered(func([]byte) bool) (map[string][]byte, error) { return nil, nil }

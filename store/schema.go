@@ -55,6 +55,7 @@ const (
 	sqlKeep   = `INSERT INTO processes (key, seq, state) VALUES (?, ?, ?)
 		ON CONFLICT (key) DO UPDATE SET seq = excluded.seq, state = excluded.state`
 	sqlRecall = `SELECT state FROM processes WHERE key = ?`
+	sqlStates = `SELECT key, state FROM processes`
 	sqlMove   = `INSERT INTO cursors (destination, signal, seq, state) VALUES (?, ?, ?, ?)
 		ON CONFLICT (destination, signal) DO UPDATE SET seq = excluded.seq, state = excluded.state`
 	sqlCursors = `SELECT destination, signal, seq, state FROM cursors`

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"errors"
@@ -330,6 +331,35 @@ func (s *Store) Recall(process string) ([]byte, error) {
 		return nil, fmt.Errorf("recall a process: %w", err)
 	}
 	return state, nil
+}
+
+// Remembered returns the states that keep wants, by process, of all that Recall knows. The bytes that keep is given are valid only
+// until it returns.
+func (s *Store) Remembered(keep func(state []byte) bool) (map[string][]byte, error) {
+	var kept map[string][]byte
+	err := s.read(func(db *database) (err error) {
+		kept = map[string][]byte{}
+		rows, err := db.readers.QueryContext(context.Background(), sqlStates)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, rows.Close()) }()
+		var process string
+		var state sql.RawBytes
+		for rows.Next() {
+			if err := rows.Scan(&process, &state); err != nil {
+				return err
+			}
+			if keep(state) {
+				kept[process] = bytes.Clone(state)
+			}
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("recall the processes: %w", err)
+	}
+	return kept, nil
 }
 
 // read lets f use the file. When f finds it damaged, the file is replaced and f is called once more.

@@ -150,6 +150,22 @@ func TestColumnsForPeople(t *testing.T) {
 	}
 }
 
+func TestRememberedGivesTheStatesThatAreWanted(t *testing.T) {
+	s := open(t)
+	for process, state := range map[string]string{"a": "open", "b": "ended", "c": "open"} {
+		if _, err := s.Append(sample(1), process, []byte(state))(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := s.Remembered(func(state []byte) bool { return string(state) == "open" })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != 2 || string(got["a"]) != "open" || string(got["c"]) != "open" {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestRecallGivesTheLastCommittedState(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "records.db")
 	s := open(t, func(c *Config) { c.Path = path })

@@ -67,6 +67,9 @@ func startAgent(ctx context.Context, config agentConfig) (_ *agent, err error) {
 	}
 	hostProbe := host.New(host.Config{})
 	a.tracker = runs.New(config.runs, a.probe, hostProbe, sink{a.store, config.saw}, a.store)
+	if err := a.tracker.Resume(); err != nil {
+		config.log.Warn("some runs that were open at the last end are not taken up until their processes call", "error", err)
+	}
 	a.server, err = server.New(server.Config{
 		PeakOverride: config.peak,
 		Socket:       config.socket,
