@@ -52,7 +52,9 @@ What it does to the training
 
 Nothing that training could notice. The model is never run, copied or switched: a *shadow* of it, with the same modules
 and no data, is traced on meta or fake tensors. Random generators, modes, hooks, gradients, statistics, optimizer state
-and device memory stay as they are, also when the model raises. ``tracer`` has the order of the rungs.
+and device memory stay as they are, also when the model raises. What runs once more is the Python code of the forward: a
+line that it prints, or writes to something outside of the model, is printed or written once for each new signature. Only
+where no shadow works is one step of the training watched while it runs. ``tracer`` has the order of the rungs.
 
 What a known signature costs, and what it notices
 =================================================

@@ -440,7 +440,7 @@ def test_closed_form_of_a_decoder_equals_its_trace(training: bool, cost: Callabl
 
 def test_distributed_tensors_of_a_watched_step_keep_their_bits(cost: Callable[..., Any], tmp_path: Any) -> None:
     parallel = pytest.importorskip("torch.distributed.tensor.parallel")
-    from torch.distributed.device_mesh import init_device_mesh
+    init_device_mesh = pytest.importorskip("torch.distributed.device_mesh").init_device_mesh
 
     class Watched(nn.Module):
         def __init__(self) -> None:
