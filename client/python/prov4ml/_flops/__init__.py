@@ -29,8 +29,9 @@ What the client core calls
          "count": {...}, "incompleteReason": "..."}
 
     Costs complete in the order of their calls, except those of models that must be traced on the calling thread (done
-    at once) and those that wait for a step of the user's to be watched (at most 30 s, then a count without a number says
-    so). A signature's operators are handed out once; a bare one that the agent does not know is sent again with them.
+    at once) and those that wait for a step of the user's to be watched (at most 30 s, then a count without a number
+    says so). A signature's operators are handed out once; a bare one that the agent does not know is sent again with
+    them.
 
 ``operators(signature) -> dict | None``
     The OperatorList of a signature that was handed out, to send again when the agent answers that it does not know it
@@ -50,11 +51,12 @@ What the client core calls
 What it does to the training
 ============================
 
-Nothing that training could notice. The model is never run, copied or switched: a *shadow* of it, with the same modules
-and no data, is traced on meta or fake tensors. Random generators, modes, hooks, gradients, statistics, optimizer state
-and device memory stay as they are, also when the model raises. What runs once more is the Python code of the forward: a
-line that it prints, or writes to something outside of the model, is printed or written once for each new signature. Only
-where no shadow works is one step of the training watched while it runs. ``tracer`` has the order of the rungs.
+Nothing that training could notice. The model is never run, copied or switched: a *shadow* of it, with the same
+modules and no data, is traced on meta or fake tensors. Random generators, modes, hooks, gradients, statistics,
+optimizer state and device memory stay as they are, also when the model raises. What runs once more is the Python code
+of the forward: a line that it prints, or writes to something outside of the model, is printed or written once for
+each new signature. Only where no shadow works is one step of the training watched while it runs. ``tracer`` has the
+order of the rungs.
 
 What a known signature costs, and what it notices
 =================================================
