@@ -74,7 +74,7 @@ static long one_up(__u32 i, struct ancestry *a)
 	return 0;
 }
 
-static __always_inline bool move_process(struct task_struct *leader, __u32 from, __u32 to)
+static __always_inline bool move_process(struct task_struct *leader, __u32 from, __u32 to, bool root)
 {
 	struct proc *p = bpf_task_storage_get(&procs, leader, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!p) {
@@ -93,11 +93,12 @@ static __always_inline bool move_process(struct task_struct *leader, __u32 from,
 	struct sums *s = sums_of(p->tree);
 	if (s) {
 		add(&s->folds_begun, 1);
-		add_usage(&s->exited, &w.used, &p->base);
+		add_usage(&s->exited, &w.used, p);
 	}
 	p->base = w.used;
 	remove_member(p->tree, &m);
 	p->tree = to;
+	p->root = root;
 	if (to)
 		add_member(to, &m);
 	if (s)
@@ -131,19 +132,19 @@ int adopt(struct bpf_iter__task *ctx)
 		a->root = (__u64)task;
 		a->found = 1;
 		a->from = answering(tree);
-		move_process(task, tree, a->to);
+		move_process(task, tree, a->to, true);
 		return 0;
 	case ADOPT_DESCENDANTS: {
 		if (tree == a->to || answering(tree) != a->from)
 			return 0;
 		struct ancestry up = {.at = (__u64)task, .root = a->root};
 		bpf_loop(MAX_DEPTH, one_up, &up, 0);
-		if (up.below && move_process(task, tree, a->to))
+		if (up.below && move_process(task, tree, a->to, false))
 			a->changed++;
 		return 0;
 	}
 	case ADOPT_MEMBERS:
-		if (tree == a->from && tree && move_process(task, tree, a->to))
+		if (tree == a->from && tree && move_process(task, tree, a->to, false))
 			a->changed++;
 		return 0;
 	case ADOPT_LIST:

@@ -30,6 +30,7 @@ typedef _Bool bool;
 #define BPF_MAP_TYPE_PERCPU_ARRAY 6
 #define BPF_MAP_TYPE_LRU_HASH 9
 #define BPF_MAP_TYPE_HASH_OF_MAPS 13
+#define BPF_MAP_TYPE_RINGBUF 27
 #define BPF_MAP_TYPE_TASK_STORAGE 29
 #define BPF_F_NO_PREALLOC 1
 #define BPF_F_MMAPABLE (1 << 10)
@@ -73,6 +74,11 @@ struct pid {
 
 struct sched_entity {
 	__u64 sum_exec_runtime;
+};
+
+// CONFIG_SCHED_INFO.
+struct sched_info {
+	unsigned long long run_delay;
 };
 
 struct task_io_accounting {
@@ -146,6 +152,12 @@ struct task_struct {
 	struct signal_struct *signal;
 	struct bio_list *bio_list;
 	struct task_io_accounting ioac;
+	unsigned int in_iowait : 1;
+	char comm[16];
+};
+
+struct task_struct___sched_info {
+	struct sched_info sched_info;
 };
 
 struct block_device;

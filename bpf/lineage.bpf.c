@@ -62,6 +62,7 @@ int BPF_PROG(lineage_exit, struct task_struct *task)
 		return 0;
 	add(&p->exited_rchar, task->ioac.rchar);
 	add(&p->exited_wchar, task->ioac.wchar);
+	add(&p->exited_runqueue_nanos, run_delay(task));
 	if (task->signal->live.counter > 0) {
 		if (leader->flags & PF_EXITING)
 			hand_on(leader, p);
@@ -75,7 +76,7 @@ int BPF_PROG(lineage_exit, struct task_struct *task)
 		struct thread_walk w = {};
 		read_usage(leader, p, &w);
 		add(&s->folds_begun, 1);
-		add_usage(&s->exited, &w.used, &p->base);
+		add_usage(&s->exited, &w.used, p);
 		p->base = w.used;
 		add(&s->processes_exited, 1);
 		add(&s->exited_peak_pages, task->signal->maxrss);
@@ -117,7 +118,7 @@ int BPF_PROG(lineage_free, struct task_struct *task)
 		struct thread_walk w = {};
 		add_exited_threads(&w, task->signal, p);
 		add(&s->folds_begun, 1);
-		add_usage(&s->exited, &w.used, &p->base);
+		add_usage(&s->exited, &w.used, p);
 		p->base = w.used;
 		if (!p->folded)
 			add(&s->processes_exited, 1);

@@ -54,9 +54,11 @@ const (
 	LineageLossLOSS_WALK    LineageLoss = 5
 	LineageLossLOSS_RACE    LineageLoss = 6
 	LineageLossLOSS_RECLAIM LineageLoss = 7
-	LineageLossLOSS_LATENCY LineageLoss = 8
-	LineageLossLOSS_ALONE   LineageLoss = 9
-	LineageLossLOSSES       LineageLoss = 10
+	LineageLossLOSS_KILLS   LineageLoss = 8
+	LineageLossLOSS_WAITS   LineageLoss = 9
+	LineageLossLOSS_LATENCY LineageLoss = 10
+	LineageLossLOSS_ALONE   LineageLoss = 11
+	LineageLossLOSSES       LineageLoss = 12
 )
 
 type LineagePageKey struct {
@@ -73,14 +75,15 @@ type LineagePageOwner struct {
 }
 
 type LineageProc struct {
-	_           structs.HostLayout
-	Tree        uint32
-	Lock        uint32
-	Folded      uint32
-	Pad         uint32
-	Base        LineageUsage
-	ExitedRchar uint64
-	ExitedWchar uint64
+	_                   structs.HostLayout
+	Tree                uint32
+	Lock                uint32
+	Folded              uint32
+	Root                uint32
+	Base                LineageUsage
+	ExitedRchar         uint64
+	ExitedWchar         uint64
+	ExitedRunqueueNanos uint64
 }
 
 type LineageSubmitted struct {
@@ -101,6 +104,8 @@ type LineageSums struct {
 	DirtiedWrittenBytes uint64
 	CacheMissBytes      uint64
 	ReclaimNanos        uint64
+	RootReclaimNanos    uint64
+	RootDiskWaitNanos   uint64
 	ProcessesExited     uint64
 	ExitedPeakPages     uint64
 	Exited              LineageUsage
@@ -109,12 +114,13 @@ type LineageSums struct {
 }
 
 type LineageUsage struct {
-	_           structs.HostLayout
-	Rchar       uint64
-	Wchar       uint64
-	MinorFaults uint64
-	MajorFaults uint64
-	CpuNanos    uint64
+	_             structs.HostLayout
+	Rchar         uint64
+	Wchar         uint64
+	MinorFaults   uint64
+	MajorFaults   uint64
+	CpuNanos      uint64
+	RunqueueNanos uint64
 }
 
 // Names of all BPF objects in the ELF.

@@ -172,6 +172,8 @@ static long add_process(void *map, struct member *key, __u32 *value, struct tree
 	w->sum.used.minor_faults += t.used.minor_faults - p->base.minor_faults;
 	w->sum.used.major_faults += t.used.major_faults - p->base.major_faults;
 	w->sum.used.cpu_nanos += t.used.cpu_nanos - p->base.cpu_nanos;
+	if (p->root)
+		w->sum.used.runqueue_nanos += t.used.runqueue_nanos - p->base.runqueue_nanos;
 	if (p->folded)
 		goto out; // a zombie: its memory is gone
 	w->sum.processes++;

@@ -16,12 +16,13 @@ import (
 type LiveLive struct {
 	_    structs.HostLayout
 	Used struct {
-		_           structs.HostLayout
-		Rchar       uint64
-		Wchar       uint64
-		MinorFaults uint64
-		MajorFaults uint64
-		CpuNanos    uint64
+		_             structs.HostLayout
+		Rchar         uint64
+		Wchar         uint64
+		MinorFaults   uint64
+		MajorFaults   uint64
+		CpuNanos      uint64
+		RunqueueNanos uint64
 	}
 	RssPages  uint64
 	SwapPages uint64

@@ -37,6 +37,7 @@ struct usage {
 	__u64 minor_faults;
 	__u64 major_faults;
 	__u64 cpu_nanos;
+	__u64 runqueue_nanos; // of the root process of a tree alone
 };
 
 // The sums of one tree on one CPU. The reader adds the CPUs up. folds_begun and folds_done bracket every move of a
@@ -51,6 +52,8 @@ struct sums {
 	__u64 dirtied_written_bytes;
 	__u64 cache_miss_bytes;
 	__u64 reclaim_nanos;
+	__u64 root_reclaim_nanos; // of the tree's root process alone
+	__u64 root_disk_wait_nanos;
 	__u64 processes_exited;
 	__u64 exited_peak_pages;
 	struct usage exited;
@@ -89,6 +92,8 @@ enum loss {
 	LOSS_WALK,    // a bio with more than MAX_STEPS folios
 	LOSS_RACE,    // a process's share was moved twice at the same time
 	LOSS_RECLAIM, // the map of stalled tasks is full
+	LOSS_KILLS,   // the ring of kills is full
+	LOSS_WAITS,   // the map of threads that wait for a disk is full
 	LOSS_LATENCY, // a map of requests in flight is full
 	LOSS_ALONE,   // the agent's heartbeat was too old, and nothing was counted
 	LOSSES,
@@ -98,11 +103,12 @@ enum loss {
 struct proc {
 	__u32 tree;
 	__u32 lock;
-	__u32 folded; // it has exited, and base is in the tree's sums
-	__u32 pad;
+	__u32 folded;	    // it has exited, and base is in the tree's sums
+	__u32 root;	    // it is the process that the tree is named after
 	struct usage base;  // not, or no longer, this tree's
 	__u64 exited_rchar; // of its threads that have exited
 	__u64 exited_wchar;
+	__u64 exited_runqueue_nanos;
 };
 
 struct member {

@@ -14,6 +14,8 @@ struct stall {
 	__u64 began_nanos;
 	__u32 depth;
 	__u32 tree;
+	__u32 root;
+	__u32 pad;
 };
 
 struct {
@@ -26,8 +28,8 @@ struct {
 static __always_inline int begin(void)
 {
 	struct task_struct *current = bpf_get_current_task_btf();
-	__u32 tree = tree_of(current);
-	if (!tree || alone())
+	struct proc *p = proc_of(current);
+	if (!p || !p->tree || alone())
 		return 0;
 	__u64 key = address_of(current);
 	struct stall *s = bpf_map_lookup_elem(&stalls, &key);
@@ -35,7 +37,7 @@ static __always_inline int begin(void)
 		s->depth++;
 		return 0;
 	}
-	struct stall fresh = {.began_nanos = bpf_ktime_get_ns(), .depth = 1, .tree = tree};
+	struct stall fresh = {.began_nanos = bpf_ktime_get_ns(), .depth = 1, .tree = p->tree, .root = p->root};
 	if (bpf_map_update_elem(&stalls, &key, &fresh, BPF_ANY))
 		lose(LOSS_RECLAIM);
 	return 0;
@@ -48,8 +50,12 @@ static __always_inline int end(void)
 	if (!s || --s->depth)
 		return 0;
 	struct sums *of_tree = sums_of(s->tree);
-	if (of_tree)
-		add(&of_tree->reclaim_nanos, bpf_ktime_get_ns() - s->began_nanos);
+	if (of_tree) {
+		__u64 nanos = bpf_ktime_get_ns() - s->began_nanos;
+		add(&of_tree->reclaim_nanos, nanos);
+		if (s->root)
+			add(&of_tree->root_reclaim_nanos, nanos);
+	}
 	bpf_map_delete_elem(&stalls, &key);
 	return 0;
 }

@@ -6,9 +6,9 @@
 // signal_struct then, under signal->stats_lock. So the sum over a process is signal_struct + its threads, read like
 // thread_group_cputime() does: again when the lock's count has changed.
 //
-// Not so rchar and wchar: wait() adds those of a reaped child to the parent's signal_struct too. They are added up here
-// when a thread exits, from which moment on PF_EXITING keeps the thread out of the walk; nothing reads or writes after
-// that.
+// Not so rchar and wchar: wait() adds those of a reaped child to the parent's signal_struct too, and nobody keeps its
+// time in run queues. Both are added up here when a thread exits, from which moment on PF_EXITING keeps the thread out
+// of the walk; nothing reads or writes after that.
 #ifndef PROV4ML_USAGE_H
 #define PROV4ML_USAGE_H
 
@@ -23,6 +23,15 @@ struct thread_walk {
 	struct usage used;
 };
 
+// How long a thread has waited for a CPU, ready to run; 0 without CONFIG_SCHED_INFO.
+static __always_inline __u64 run_delay(struct task_struct *t)
+{
+	struct task_struct___sched_info *with = (void *)t;
+	if (!bpf_core_field_exists(with->sched_info))
+		return 0;
+	return BPF_CORE_READ(with, sched_info.run_delay);
+}
+
 static __always_inline void add_thread(struct thread_walk *w, struct task_struct *t)
 {
 	if (!(BPF_CORE_READ(t, flags) & PF_EXITING)) {
@@ -34,6 +43,8 @@ static __always_inline void add_thread(struct thread_walk *w, struct task_struct
 	w->used.minor_faults += BPF_CORE_READ(t, min_flt);
 	w->used.major_faults += BPF_CORE_READ(t, maj_flt);
 	w->used.cpu_nanos += BPF_CORE_READ(t, se.sum_exec_runtime);
+	if (!(BPF_CORE_READ(t, flags) & PF_EXITING))
+		w->used.runqueue_nanos += run_delay(t);
 	__u64 mm = (__u64)BPF_CORE_READ(t, mm);
 	if (mm) {
 		w->mm = mm;
@@ -62,6 +73,7 @@ static __always_inline void add_exited_threads(struct thread_walk *w, struct sig
 {
 	w->used.rchar = p->exited_rchar;
 	w->used.wchar = p->exited_wchar;
+	w->used.runqueue_nanos = p->exited_runqueue_nanos;
 	w->used.minor_faults = BPF_CORE_READ(sig, min_flt);
 	w->used.major_faults = BPF_CORE_READ(sig, maj_flt);
 	w->used.cpu_nanos = BPF_CORE_READ(sig, sum_sched_runtime);
@@ -94,13 +106,16 @@ static __noinline void read_usage(struct task_struct *leader, struct proc *p, st
 	}
 }
 
-static __always_inline void add_usage(struct usage *to, struct usage *now, struct usage *base)
+static __always_inline void add_usage(struct usage *to, struct usage *now, struct proc *p)
 {
+	struct usage *base = &p->base;
 	add(&to->rchar, now->rchar - base->rchar);
 	add(&to->wchar, now->wchar - base->wchar);
 	add(&to->minor_faults, now->minor_faults - base->minor_faults);
 	add(&to->major_faults, now->major_faults - base->major_faults);
 	add(&to->cpu_nanos, now->cpu_nanos - base->cpu_nanos);
+	if (p->root)
+		add(&to->runqueue_nanos, now->runqueue_nanos - base->runqueue_nanos);
 }
 
 // Two programs move a process's share at the same time only when it exits while a tree is made around it.

@@ -56,6 +56,10 @@ const (
 	HostMemoryPressureSomeSeconds   = "host.memory.pressure_some_seconds"
 	HostMemoryPressureFullSeconds   = "host.memory.pressure_full_seconds"
 
+	WaitDiskSeconds     = "wait.disk_seconds"
+	WaitReclaimSeconds  = "wait.reclaim_seconds"
+	WaitRunqueueSeconds = "wait.runqueue_seconds"
+
 	CPUSeconds      = "cpu.seconds"
 	Processes       = "processes"
 	ProcessesExited = "processes_exited"

@@ -10,7 +10,9 @@ import (
 // sample is what the counters of a tree and all trees inside it stood at, at one moment.
 type sample struct {
 	tree process.Counters
-	node process.NodeCounters
+	// waits are of the process itself.
+	waits process.Waits
+	node  process.NodeCounters
 	// gauges of the moment.
 	gauges process.Gauges
 	loss   uint64
@@ -32,12 +34,14 @@ const (
 	calls
 	memory
 	reclaim
+	diskWait
+	runQueue
 )
 
 // groupNames begin the sentence that says why a group is not OK.
 var groupNames = [...]string{
 	disk: "disk", blocks: "disk operations and node", dirty: "dirty pages", latency: "disk latency", task: "processes",
-	calls: "system calls", memory: "memory", reclaim: "reclaim",
+	calls: "system calls", memory: "memory", reclaim: "reclaim", diskWait: "waiting for disks", runQueue: "waiting for a CPU",
 }
 
 func groupOf(s *process.Snapshot, g group) *process.Group {
@@ -62,6 +66,10 @@ func groupOf(s *process.Snapshot, g group) *process.Group {
 		return &s.Calls
 	case memory:
 		return &s.Memory
+	case diskWait:
+		return &s.DiskWait
+	case runQueue:
+		return &s.RunQueue
 	}
 	return &s.Reclaim
 }
@@ -97,6 +105,9 @@ var quantities = [...]quantity{
 	{name: record.MemoryReclaimStallSeconds, group: reclaim, of: func(s *sample) uint64 { return s.tree.ReclaimStallNanos }, nanos: true},
 	{name: record.CPUSeconds, group: task, of: func(s *sample) uint64 { return s.tree.CPUNanos }, nanos: true},
 	{name: record.ProcessesExited, group: task, of: func(s *sample) uint64 { return s.tree.ProcessesExited }},
+	{name: record.WaitDiskSeconds, group: diskWait, of: func(s *sample) uint64 { return s.waits.DiskNanos }, nanos: true},
+	{name: record.WaitReclaimSeconds, group: reclaim, of: func(s *sample) uint64 { return s.waits.ReclaimNanos }, nanos: true},
+	{name: record.WaitRunqueueSeconds, group: runQueue, of: func(s *sample) uint64 { return s.waits.RunQueueNanos }, nanos: true},
 }
 
 // add puts the counters of one tree on top of into.

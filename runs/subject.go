@@ -108,6 +108,9 @@ func (t *Tracker) measure(s *subject, readPeak bool) {
 				s.now.gauges.SwapBytes += read.SwapBytes
 				s.now.gauges.Processes += read.Processes
 			}
+			if len(s.snapshot.Trees) > 0 {
+				s.now.waits = s.snapshot.Trees[0].Waits // its own tree stands first
+			}
 			for _, inner := range s.tree.all {
 				add(&s.now.tree, &inner.folded)
 			}

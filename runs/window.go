@@ -182,7 +182,7 @@ func (t *Tracker) fillTree(s *subject, w *window, rec *record.LogCall, r *readin
 // groupReasons says why groups are not OK, each reason once with all the groups that it is about.
 func (s *subject) groupReasons() []string {
 	var reasons, about []string
-	for g := disk; g <= reclaim; g++ {
+	for g := disk; g <= runQueue; g++ {
 		group := groupOf(&s.snapshot, g)
 		if group.State == record.State_OK {
 			continue

@@ -88,6 +88,9 @@ func Rows() []Row {
 		metric(Gauge, "host.memory.pressure_full_seconds", Double, "s", Host, "All processes that had work stood still.", ""),
 
 		metric(Sum, "cpu.seconds", Double, "s", Tree, "CPU time, user and system.", ""),
+		metric(Sum, "wait.disk_seconds", Double, "s", Tree, "Time that the threads of the calling process itself were blocked on a disk, summed over threads: until they might run again.", "waits that the kernel calls I/O wait: page cache, direct I/O, swap, journals; not those on locks that a reader holds"),
+		metric(Sum, "wait.reclaim_seconds", Double, "s", Tree, "Time that they spent freeing memory before they got some.", ""),
+		metric(Sum, "wait.runqueue_seconds", Double, "s", Tree, "Time that they were ready to run and had no CPU.", "a wait that lasts at the window's end is in the next"),
 		metric(Gauge, "processes", Int, "{process}", Tree, "Processes alive at the window's end.", ""),
 		metric(Sum, "processes_exited", Int, "{process}", Tree, "Processes that ended in the window.", ""),
 

@@ -73,6 +73,9 @@ func (s step) act() error {
 		return awaitLine()
 	case "spawn": // a child, and wait for it
 		return start(s.Steps, true)
+	case "try": // a child, whatever becomes of it
+		_ = start(s.Steps, true)
+		return nil
 	case "orphan": // a child whose parent is gone before it acts
 		return start([]step{{Do: "background", Steps: s.Steps}}, true)
 	case "background": // a child that outlives this process, in a session of its own

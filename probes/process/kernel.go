@@ -43,6 +43,8 @@ type kernel struct {
 	lossKinds uint32
 	lossText  string
 
+	kills killReader
+
 	sampler kernelSampler
 	sweeper sweeper
 }
@@ -50,7 +52,8 @@ type kernel struct {
 type tree struct {
 	parent TreeID
 	// last is what was answered last: no counter ever goes back.
-	last Counters
+	last              Counters
+	lastRunQueueNanos uint64
 }
 
 // openKernel loads the programs. It returns an error that wraps ErrUnsupported when trees cannot be followed; the status lines are there
@@ -141,6 +144,7 @@ func (k *kernel) Snapshot(ids []TreeID, following Peak, dst *Snapshot) error {
 	}
 	dst.Disk, dst.Dirty, dst.Latency = k.groupOf(groupDisk), k.groupOf(groupDirty), k.groupOf(groupLatency)
 	dst.Task, dst.Memory, dst.Reclaim = k.groupOf(groupTask), k.groupOf(groupMemory), k.groupOf(groupReclaim)
+	dst.DiskWait, dst.RunQueue = k.groupOf(groupWait), k.groupOf(groupTask)
 	dst.Blocks, dst.Calls = Group{}, Group{} // as Disk and Task
 	return k.readLosses(dst)
 }
@@ -161,6 +165,7 @@ func (k *kernel) Status() []probes.Status {
 func (k *kernel) Close() error {
 	k.sampler.stop()
 	k.sweeper.stop()
+	k.kills.stop()
 	k.lineage.Lock()
 	defer k.lineage.Unlock()
 	k.mu.Lock()

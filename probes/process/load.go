@@ -27,6 +27,8 @@ const (
 	groupTask
 	groupMemory
 	groupReclaim
+	groupWait
+	groupKills
 	// groupTrees is none of a Snapshot's, but what all of them need.
 	groupTrees
 	groups
@@ -47,11 +49,16 @@ type program struct {
 }
 
 func programs() []program {
-	all := []group{groupDisk, groupDirty, groupLatency, groupTask, groupMemory, groupReclaim, groupTrees}
+	all := []group{groupDisk, groupDirty, groupLatency, groupTask, groupMemory, groupReclaim, groupWait, groupKills, groupTrees}
 	reclaim, latency := []group{groupReclaim}, []group{groupLatency}
+	wait, kills := []group{groupWait}, []group{groupKills}
 	// takes: the event's arguments start with pointers to these structs. Not given: the program fits any.
 	takes := func(event string, structs ...string) func(*prototypes) bool {
 		return func(known *prototypes) bool { return known.takes(event, structs...) }
+	}
+	// Before 6.9 the event of a kill has a number and no task.
+	passesPID := func(known *prototypes) bool {
+		return known.has("mark_victim") && !known.takes("mark_victim", "task_struct")
 	}
 	return []program{
 		// Forks last of the four: a tree grows only when its ends are seen too.
@@ -66,6 +73,21 @@ func programs() []program {
 		{label: "direct reclaim", load: bpf.LoadReclaim, name: bpf.ReclaimProgDirectReclaimEnd, event: "mm_vmscan_direct_reclaim_end", needed: reclaim},
 		{label: "cgroup reclaim", load: bpf.LoadReclaim, name: bpf.ReclaimProgMemcgReclaimBegin, event: "mm_vmscan_memcg_reclaim_begin", needed: reclaim},
 		{label: "cgroup reclaim", load: bpf.LoadReclaim, name: bpf.ReclaimProgMemcgReclaimEnd, event: "mm_vmscan_memcg_reclaim_end", needed: reclaim},
+		// Ends first: a beginning without an end would stay in the map.
+		{label: "wait for a disk", load: bpf.LoadWait, name: bpf.WaitProgDiskWaitEnd, event: "sched_wakeup", needed: wait},
+		{label: "wait for a disk", load: bpf.LoadWait, name: bpf.WaitProgDiskWaitBegin, event: "sched_switch", needed: wait},
+		{
+			label: "out-of-memory kills", load: bpf.LoadOom, name: bpf.OomProgOomVictim, event: "mark_victim",
+			fits: takes("mark_victim", "task_struct"), needed: kills,
+		},
+		{
+			label: "out-of-memory kills", load: bpf.LoadOom, name: bpf.OomProgOomVictimPid, event: "mark_victim",
+			fits: passesPID, needed: kills,
+		},
+		{
+			label: "out-of-memory kills", load: bpf.LoadOom, name: bpf.OomProgOomExit, event: "sched_process_exit",
+			fits: passesPID, needed: kills,
+		},
 		{label: "owners of clean pages", load: bpf.LoadDirty, name: bpf.DirtyProgSweep},
 		{
 			label: "dirty pages", load: bpf.LoadDirty, name: bpf.DirtyProgDirtyFolio, event: "writeback_dirty_folio",

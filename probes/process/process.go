@@ -50,6 +50,16 @@ type Counters struct {
 	ReclaimStallNanos uint64
 }
 
+// Waits are what the threads of a tree's root process have waited since the tree was made, the exited included. They only grow.
+type Waits struct {
+	// Blocked on a disk, until they might run again. Group DiskWait.
+	DiskNanos uint64
+	// In direct and memcg reclaim. Group Reclaim.
+	ReclaimNanos uint64
+	// Ready to run and without a CPU. Group RunQueue.
+	RunQueueNanos uint64
+}
+
 // Gauges are values of the moment of the snapshot. Group Memory.
 type Gauges struct {
 	RSSBytes, SwapBytes uint64
@@ -76,6 +86,7 @@ type Tree struct {
 	ID TreeID
 	Counters
 	Gauges
+	Waits Waits
 }
 
 // PeakReading is the largest RSS sum of a set of trees since the previous snapshot that named the same Peak.
@@ -96,7 +107,7 @@ type Snapshot struct {
 	Node  NodeCounters
 	Peak  PeakReading
 
-	Disk, Dirty, Latency, Task, Memory, Reclaim Group
+	Disk, Dirty, Latency, Task, Memory, Reclaim, DiskWait, RunQueue Group
 	// Blocks is what only the block layer itself can tell. The zero Group: as Disk.
 	Blocks Group
 	// Calls is what only /proc/PID/io or the task's own counters tell. The zero Group: as Task.

@@ -306,6 +306,8 @@ func (p *procfs) groups(dst *Snapshot, denied, absent, readable int) {
 	dst.Dirty = missing("dirty pages by their owner")
 	dst.Latency = missing("latency of requests")
 	dst.Reclaim = missing("time in reclaim")
+	dst.DiskWait = missing("time blocked on a disk")
+	dst.RunQueue = missing("time without a CPU")
 }
 
 // fill gives the counters of a tree, which never fall, and its memory.

@@ -69,18 +69,24 @@ func (k *kernel) readTree(id TreeID, known *tree, dst *Tree) error {
 		SwapBytes: living.SwapPages * k.pageBytes,
 		Processes: uint64(living.Processes),
 	}
-	known.forward(&dst.Counters)
+	dst.Waits = Waits{
+		DiskNanos:     sums.RootDiskWaitNanos,
+		ReclaimNanos:  sums.RootReclaimNanos,
+		RunQueueNanos: sums.Exited.RunqueueNanos + used.RunqueueNanos,
+	}
+	known.forward(&dst.Counters, &dst.Waits)
 	return nil
 }
 
 // forward keeps the task counters from going back.
-func (t *tree) forward(now *Counters) {
+func (t *tree) forward(now *Counters, waits *Waits) {
 	for _, pair := range [...][2]*uint64{
 		{&now.IOReadBytes, &t.last.IOReadBytes},
 		{&now.IOWriteBytes, &t.last.IOWriteBytes},
 		{&now.MinorFaults, &t.last.MinorFaults},
 		{&now.MajorFaults, &t.last.MajorFaults},
 		{&now.CPUNanos, &t.last.CPUNanos},
+		{&waits.RunQueueNanos, &t.lastRunQueueNanos},
 	} {
 		value, last := pair[0], pair[1]
 		// The difference decides: a share that is taken back may carry a sum below zero.
@@ -183,6 +189,8 @@ func lossNames() [bpf.LineageLossLOSSES]string {
 		bpf.LineageLossLOSS_WALK:    "a block I/O of several owners has more pages than are looked at",
 		bpf.LineageLossLOSS_RACE:    "a process changed its tree while it exited",
 		bpf.LineageLossLOSS_RECLAIM: "the map of stalled threads is full",
+		bpf.LineageLossLOSS_KILLS:   "a kill for want of memory found its queue full",
+		bpf.LineageLossLOSS_WAITS:   "the map of threads that wait for a disk is full",
 		bpf.LineageLossLOSS_LATENCY: "the map of block I/O in flight is full",
 		bpf.LineageLossLOSS_ALONE:   "the agent stood still for too long, and nothing was counted meanwhile",
 	}
