@@ -5,7 +5,8 @@ A ResNet-18 is trained on the CPU. Each way is measured in blocks of steps, the 
 the round several times; plain steps are one of the ways. A way that is a call beside the step is timed by itself; one
 that runs inside the step is timed as the whole step. The first step of each block is left out.
 
-fvcore is the original's way: its log_flops_per_batch traces a real forward pass for every batch.
+fvcore is the original's way: its log_flops_per_batch traces a real forward pass for every batch. A bare send is the
+floor for whoever tells another thread or process anything: after a step of this size every cache is cold.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import argparse
 import json
 import os
 import random
+import socket
 import sys
+import threading
 import time
-from time import perf_counter_ns
+from time import perf_counter_ns, thread_time_ns
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -69,8 +72,17 @@ def make_ways(training: Training) -> dict[str, tuple[Callable[[], object], Calla
             training.step()
         return counter.get_total_flops()
 
+    here, there = socket.socketpair()
+
+    def receive() -> None:
+        while there.recv(4096):
+            pass
+
+    threading.Thread(target=receive, daemon=True).start()
+    message = b"x" * 200
     ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "plain": (training.step, lambda: None),
+        "send": (training.step, lambda: here.send(message)),
         "prov4ml": (training.step, lambda: log(True)),
         "prov4ml asynchronous": (training.step, lambda: log(False)),
         "FlopCounterMode": (inside_counter, lambda: None),
@@ -100,15 +112,18 @@ def measure(training: Training, rounds: int, steps: int, rng: random.Random) -> 
         rng.shuffle(order)
         for name in order:
             step, call = ways[name]
-            step_nanos, call_nanos = [], []
+            block: dict[str, list[int]] = {key: [] for key in ("step", "step_cpu", "call", "call_cpu")}
             for _ in range(steps + 1):
-                began = perf_counter_ns()
+                cpu, began = thread_time_ns(), perf_counter_ns()
                 step()
-                stepped = perf_counter_ns()
+                stepped, stepped_cpu = perf_counter_ns(), thread_time_ns()
                 call()
-                call_nanos.append(perf_counter_ns() - stepped)
-                step_nanos.append(stepped - began)
-            blocks.append({"way": name, "round": number, "step_nanos": step_nanos[1:], "call_nanos": call_nanos[1:]})
+                called, called_cpu = perf_counter_ns(), thread_time_ns()
+                block["step"].append(stepped - began)
+                block["step_cpu"].append(stepped_cpu - cpu)
+                block["call"].append(called - stepped)
+                block["call_cpu"].append(called_cpu - stepped_cpu)
+            blocks.append({"way": name, "round": number, **{key: nanos[1:] for key, nanos in block.items()}})
         print(f"round {number + 1} of {rounds}", file=sys.stderr)
     return blocks
 

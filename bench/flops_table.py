@@ -13,6 +13,7 @@ from typing import Any
 BEGIN, END = "<!-- make bench-flops writes from here -->\n", "<!-- to here: bench-flops -->\n"
 
 TITLES = {
+    "send": "a bare `send` of 200 bytes to a waiting thread",
     "prov4ml": "`log_flops_per_batch` (recorded when it returns)",
     "prov4ml asynchronous": "`log_flops_per_batch`, `synchronous=False`",
     "FlopCounterMode": "the step inside torch's FlopCounterMode",
@@ -29,7 +30,7 @@ def main() -> int:
     arguments = parser.parse_args()
     with open(arguments.measured, encoding="utf-8") as file:
         measured: dict[str, Any] = json.load(file)
-    logged = sum(len(b["call_nanos"]) + 1 for b in measured["blocks"] if b["way"] in LOGGED) + 1
+    logged = sum(len(b["call"]) + 1 for b in measured["blocks"] if b["way"] in LOGGED) + 1
     spans, flops = read_spans(arguments.traces)
     text = "\n".join([*machine(measured), "", *table(measured), "", *proof(measured, logged, spans, flops), ""])
     print(text)
@@ -84,27 +85,34 @@ def show(microseconds: float) -> str:
 
 def table(measured: dict[str, Any]) -> list[str]:
     blocks = measured["blocks"]
-    plain = medians(blocks, "plain", "step_nanos")
-    step = statistics.median(plain)
-    empty = statistics.median(medians(blocks, "plain", "call_nanos"))
+    plain = medians(blocks, "plain", "step")
+    empty = statistics.median(medians(blocks, "plain", "call"))
     lines = [
-        f"A step (ResNet-18, {measured['samples']} images of {measured['extent']} pixels, forward, backward, SGD) takes "
-        f"{step / 1e3:,.1f} ms ({min(plain) / 1e3:,.1f} to {max(plain) / 1e3:,.1f}). Added time per step in "
-        f"microseconds: p50 of {measured['steps']} steps, the median of {measured['rounds']} rounds, in brackets the "
-        f"smallest and the largest; an empty call measured the same way takes {show(empty)}.",
+        f"A step (ResNet-18, {measured['samples']} images of {measured['extent']} pixels, forward, backward, SGD): "
+        f"{statistics.median(plain) / 1e3:,.1f} ms ({min(plain) / 1e3:,.1f} to {max(plain) / 1e3:,.1f}). Microseconds "
+        f"added to a step: p50 of {measured['steps']} steps, the median of {measured['rounds']} rounds, in brackets "
+        f"the smallest and the largest; an empty call measured the same way takes {show(empty)}. The thread's own CPU "
+        "time leaves out waiting, for the agent and for other processes of the machine.",
         "",
-        "| | added per step, p50 | of a step |",
-        "|---|---|---|",
+        "| | added to a step | of a step | CPU time of the calling thread |",
+        "|---|---|---|---|",
     ]
     for way, title in TITLES.items():
         if not any(b["way"] == way for b in blocks):
             continue
-        if way == "FlopCounterMode":  # it is in the step
-            added = [inside - outside for inside, outside in zip(medians(blocks, way, "step_nanos"), plain)]
-        else:
-            added = medians(blocks, way, "call_nanos")
-        lines.append(f"| {title} | {spread(added)} | {100 * statistics.median(added) / step:.2g} % |")
+        added, cpu = added_by(blocks, way, ""), added_by(blocks, way, "_cpu")
+        share = 100 * statistics.median(added) / statistics.median(plain)
+        lines.append(f"| {title} | {spread(added)} | {share:.2g} % | {spread(cpu)} |")
     return lines
+
+
+def added_by(blocks: list[dict[str, Any]], way: str, clock: str) -> list[float]:
+    """What a way adds to a step, by round."""
+    if way != "FlopCounterMode":
+        return medians(blocks, way, "call" + clock)
+    # It is inside the step.
+    pairs = zip(medians(blocks, way, "step" + clock), medians(blocks, "plain", "step" + clock))
+    return [inside - outside for inside, outside in pairs]
 
 
 def proof(measured: dict[str, Any], logged: int, spans: int, flops: set[str]) -> list[str]:
