@@ -90,3 +90,37 @@ func BenchmarkStream(b *testing.B) {
 		time.Sleep(time.Millisecond)
 	}
 }
+
+// BenchmarkFlopsRecorded is an asynchronous FLOPs call of a known signature, from the client's write to its commit in the store.
+func BenchmarkFlopsRecorded(b *testing.B) {
+	r, st := startReal(b, func(c *Config) { c.CallsPerSecond = 1 << 30 })
+	operators, err := protojson.Marshal(linearList("s", 32))
+	if err != nil {
+		b.Fatal(err)
+	}
+	c, err := net.Dial("unix", r.path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "POST /prov4ml.v1.AgentService/LogStream HTTP/1.1\r\nHost: agent\r\n"+
+		"Content-Type: application/connect+json\r\nTransfer-Encoding: chunked\r\n\r\n"); err != nil {
+		b.Fatal(err)
+	}
+	send := func(cost string) {
+		message := envelope(0, fmt.Appendf(nil, `{"logFlopsPerBatch":{"context":"training","step":"12345","label":"train_flops",%s}}`, cost))
+		if _, err := fmt.Fprintf(c, "%x\r\n%s\r\n", len(message), message); err != nil {
+			b.Fatal(err)
+		}
+	}
+	send(`"operators":` + string(operators))
+	n := int64(1)
+	b.ReportAllocs()
+	for b.Loop() {
+		send(`"signature":"s"`)
+		n++
+	}
+	for st.Stats().Records < n {
+		time.Sleep(time.Millisecond)
+	}
+}

@@ -18,7 +18,7 @@ import (
 )
 
 // startReal runs a server on the true tracker, measuring by procfs, and the true store.
-func startReal(t *testing.T) (*running, *store.Store) {
+func startReal(t testing.TB, change ...func(*Config)) (*running, *store.Store) {
 	t.Helper()
 	st, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "records.db")})
 	if err != nil {
@@ -31,7 +31,7 @@ func startReal(t *testing.T) (*running, *store.Store) {
 			t.Error(err)
 		}
 	})
-	return start(t, tracker), st
+	return start(t, tracker, change...), st
 }
 
 // stored returns the log calls in the store.
