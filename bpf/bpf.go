@@ -5,6 +5,8 @@
 // The objects are made by clang 19 and committed, so that building the agent needs Go alone.
 package bpf
 
+import "crypto/sha256"
+
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -cflags "-O2 -g -Wall -Werror -mcpu=v3" -type usage -type sums -type histograms -type device -type loss -type proc Lineage lineage.bpf.c
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -cflags "-O2 -g -Wall -Werror -mcpu=v3" -no-global-types -type adopt_mode -type adoption Adopt adopt.bpf.c
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -cflags "-O2 -g -Wall -Werror -mcpu=v3" -no-global-types -type live_question -type live -type live_process Live live.bpf.c
@@ -14,3 +16,14 @@ package bpf
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -cflags "-O2 -g -Wall -Werror -mcpu=v3" -no-global-types Wait wait.bpf.c
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -cflags "-O2 -g -Wall -Werror -mcpu=v3" -no-global-types Latency latency.bpf.c
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -cflags "-O2 -g -Wall -Werror -mcpu=v3" -no-global-types Reclaim reclaim.bpf.c
+
+// Layout names what the objects do and how they and their maps are laid out: two agents with the same one can use each other's.
+func Layout() [sha256.Size]byte {
+	all := sha256.New()
+	for _, object := range [...][]byte{
+		_AdoptBytes, _BlockBytes, _DirtyBytes, _LatencyBytes, _LineageBytes, _LiveBytes, _OomBytes, _ReclaimBytes, _WaitBytes,
+	} {
+		all.Write(object)
+	}
+	return [sha256.Size]byte(all.Sum(nil))
+}

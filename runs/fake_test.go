@@ -29,6 +29,9 @@ type fakeProbe struct {
 	loss     uint64
 	lossText string
 	released []process.TreeID
+	// notes, and the trees that an agent before this one has left.
+	notes   map[process.TreeID]process.Resumed
+	resumed []process.Resumed
 	followed map[*fakePeak][]process.TreeID
 	trackErr error
 	snapErr  error
@@ -37,6 +40,7 @@ type fakeProbe struct {
 func newFakeProbe() *fakeProbe {
 	p := &fakeProbe{
 		trees: map[process.TreeID]*process.Tree{}, outside: map[int]process.TreeID{}, followed: map[*fakePeak][]process.TreeID{},
+		notes: map[process.TreeID]process.Resumed{},
 	}
 	for i := range p.groups {
 		p.groups[i] = process.Group{State: record.State_OK, Source: record.Source_EBPF}
@@ -105,6 +109,17 @@ func (p *fakeProbe) Snapshot(ids []process.TreeID, peak process.Peak, dst *proce
 	dst.Disk, dst.Dirty, dst.Latency, dst.Task, dst.Memory, dst.Reclaim =
 		p.groups[0], p.groups[1], p.groups[2], p.groups[3], p.groups[4], p.groups[5]
 	dst.LossCount, dst.Incomplete = p.loss, p.lossText
+	return nil
+}
+
+func (p *fakeProbe) Resumed() []process.Resumed { return p.resumed }
+
+func (p *fakeProbe) Note(id, parent process.TreeID, note []byte) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	kept := p.notes[id]
+	kept.ID, kept.Parent, kept.Note = id, parent, note
+	p.notes[id] = kept
 	return nil
 }
 

@@ -48,6 +48,12 @@ func (c *composed) Release(id TreeID) {
 	}
 }
 
+// Resumed implements Probe. What procfs measures ends with the agent, and so does all of it.
+func (c *composed) Resumed() []Resumed { return nil }
+
+// Note implements Probe.
+func (c *composed) Note(id, parent TreeID, note []byte) error { return c.kernel.Note(id, parent, note) }
+
 // others are procfs's numbers; the result is valid until the next call.
 func (c *composed) others(ids []TreeID) []TreeID {
 	c.asked = c.asked[:0]

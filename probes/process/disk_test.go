@@ -124,7 +124,7 @@ func openTestKernel(t *testing.T) *kernel {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: loads BPF programs")
 	}
-	k, status, err := openKernel(nil)
+	k, status, err := openKernel(nil, Config{})
 	for _, line := range status {
 		if !line.OK {
 			t.Errorf("%s: %s (%s)", line.Name, line.Reason, line.Cure)
@@ -629,7 +629,7 @@ func TestDirtyBeforeAttaching(t *testing.T) {
 		if err := (step{Do: "write", Path: path, Bytes: 4 * mib}).act(); err != nil {
 			t.Fatal(err)
 		}
-		k, _, err := openKernel(nil)
+		k, _, err := openKernel(nil, Config{})
 		if err != nil {
 			t.Fatal(err)
 		}

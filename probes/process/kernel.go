@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -47,28 +48,110 @@ type kernel struct {
 
 	sampler kernelSampler
 	sweeper sweeper
+
+	// set is nil when counting ends with the agent.
+	set     *pinSet
+	heart   heart
+	resumed []Resumed
 }
 
 type tree struct {
+	root   probes.Process
 	parent TreeID
 	// last is what was answered last: no counter ever goes back.
 	last              Counters
 	lastRunQueueNanos uint64
 }
 
-// openKernel loads the programs. It returns an error that wraps ErrUnsupported when trees cannot be followed; the status lines are there
-// in both cases. What else cannot be had is in reasons.
-func openKernel(refuse func(program string) error) (*kernel, []probes.Status, error) {
-	k := &kernel{loaded: load(refuse), pageBytes: uint64(os.Getpagesize()), trees: map[TreeID]*tree{}}
+func newKernel(l *loaded) *kernel {
+	return &kernel{loaded: l, pageBytes: uint64(os.Getpagesize()), trees: map[TreeID]*tree{}}
+}
+
+// openKernel loads the programs, or goes on with those of the agent before this one. It returns an error that wraps ErrUnsupported when
+// trees cannot be followed; the status lines are there in both cases. What else cannot be had is in reasons.
+func openKernel(refuse func(program string) error, config Config) (*kernel, []probes.Status, error) {
+	var limit time.Duration
+	set, whyNot := config.pinSet()
+	if set != nil {
+		if config.NoPin {
+			whyNot = errors.Join(errNoPin, removeSet(set.dir))
+			set = nil
+		} else {
+			limit = set.limit
+		}
+	}
+	kept := "pinned"
+	if set != nil {
+		k, err := takeOver(refuse, set)
+		if k != nil {
+			k.sayKept(fmt.Sprintf("goes on in %s, which the agent before this one has left", set.dir), nil)
+			k.run()
+			return k, k.status, nil
+		}
+		if err != nil {
+			kept = fmt.Sprintf("pinned anew, for the set there could not be used (%v)", err)
+			err = removeSet(set.dir)
+		}
+		if err != nil {
+			set, whyNot = nil, err
+		}
+	}
+	k := newKernel(load(refuse, limit, nil))
 	if reason := k.reasons[groupTrees]; reason != "" {
-		return nil, k.status, errors.Join(fmt.Errorf("follow process trees by eBPF: %s: %w", reason, ErrUnsupported), k.close())
+		return nil, k.status, errors.Join(fmt.Errorf("follow process trees by eBPF: %s: %w", reason, ErrUnsupported), k.detach())
 	}
 	if err := k.prepare(); err != nil {
-		return nil, k.status, errors.Join(err, k.close())
+		return nil, k.status, errors.Join(err, k.detach())
 	}
+	if limit > 0 {
+		if err := k.heart.start(k.maps[heartbeatFile]); err != nil {
+			return nil, k.status, errors.Join(err, k.detach())
+		}
+	}
+	if set != nil {
+		if !k.complete() {
+			whyNot = errors.New("procfs measures a part here, and that ends with the agent")
+		} else if whyNot = set.make(k.loaded); whyNot == nil {
+			k.set = set
+			k.sayKept(kept+" in "+set.dir, nil)
+		}
+	}
+	if whyNot != nil {
+		k.sayKept("", whyNot)
+	}
+	k.run()
+	return k, k.status, nil
+}
+
+// errNoPin says that the user wants no pins.
+var errNoPin = errors.New("switched off")
+
+// complete says that procfs has nothing to add.
+func (k *kernel) complete() bool {
+	for _, g := range [...]group{groupDisk, groupTask, groupMemory, groupTrees} {
+		if k.reasons[g] != "" {
+			return false
+		}
+	}
+	return true
+}
+
+// sayKept adds the line about pins.
+func (k *kernel) sayKept(detail string, err error) {
+	line := probes.Status{Name: keepLine, OK: err == nil, Source: record.Source_EBPF, Reason: detail}
+	if err != nil {
+		line.Reason = err.Error()
+		if errors.Is(err, errNoBPFFS) {
+			line.Cure = "mount -t bpf bpf /sys/fs/bpf"
+		}
+	}
+	k.status = append(k.status, line)
+}
+
+// run starts what works beside the callers.
+func (k *kernel) run() {
 	k.sampler.start(k)
 	k.sweeper.start(k)
-	return k, k.status, nil
 }
 
 func (k *kernel) prepare() error {
@@ -170,7 +253,15 @@ func (k *kernel) Close() error {
 	defer k.lineage.Unlock()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	var err error
+	return k.detach()
+}
+
+// detach gives back what is ours. Programs and maps that are pinned stay.
+func (k *kernel) detach() error {
+	err := k.heart.stop()
+	if k.set != nil {
+		k.set.close()
+	}
 	for _, memory := range [...][]byte{k.liveMemory, k.eachMemory} {
 		if memory != nil {
 			err = errors.Join(err, unix.Munmap(memory))

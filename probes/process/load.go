@@ -6,6 +6,7 @@ import (
 	"math/bits"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -171,18 +172,31 @@ func (p *prototypes) takes(event string, structs ...string) bool {
 type loaded struct {
 	maps     map[string]*ebpf.Map
 	programs map[string]*ebpf.Program
-	links    []link.Link
-	cache    *btf.Cache
-	cpus     int
-	status   []probes.Status
+	// links by the name of the program.
+	links  map[string]link.Link
+	cache  *btf.Cache
+	cpus   int
+	status []probes.Status
 	// reasons of the groups that cannot be had; empty = can.
 	reasons [groups]string
+
+	// heartbeatLimit is how long the programs count without the agent; 0 = they end with it.
+	heartbeatLimit time.Duration
+	// resuming says that maps and links were taken over. unlike: what loads now is not what loaded then.
+	resuming, unlike bool
 }
 
 // load puts each program into the kernel and attaches it. A program that fails leaves a line in status and its groups without eBPF;
-// nothing else. refuse, if not nil, lets a program fail by its name.
-func load(refuse func(name string) error) *loaded {
-	l := &loaded{maps: map[string]*ebpf.Map{}, programs: map[string]*ebpf.Program{}, cache: btf.NewCache()}
+// nothing else. refuse, if not nil, lets a program fail by its name. With left, it goes on with maps and attached programs that are
+// there already.
+func load(refuse func(name string) error, heartbeatLimit time.Duration, left *taken) *loaded {
+	l := &loaded{
+		maps: map[string]*ebpf.Map{}, programs: map[string]*ebpf.Program{}, links: map[string]link.Link{}, cache: btf.NewCache(),
+		heartbeatLimit: heartbeatLimit,
+	}
+	if left != nil {
+		l.maps, l.links, l.resuming = left.maps, left.links, true
+	}
 	if lacking := missingCapabilities(); lacking != "" {
 		l.refuse(fmt.Errorf("the agent lacks %s: %w", lacking, unix.EPERM))
 		return l
@@ -263,6 +277,12 @@ func (l *loaded) report(p program, err error) {
 
 // add loads one program, with the maps that the ones before it made, and attaches it.
 func (l *loaded) add(p program) error {
+	if p.event != "" && l.resuming {
+		if l.links[p.name] != nil {
+			return nil // attached, and counting
+		}
+		defer func() { l.unlike = l.unlike || l.links[p.name] != nil }()
+	}
 	spec, err := p.load()
 	if err != nil {
 		return fmt.Errorf("read object: %w", err)
@@ -277,6 +297,7 @@ func (l *loaded) add(p program) error {
 		spec.Variables["page_shift"].Set(uint32(pageShift)),
 		spec.Variables["cpus"].Set(uint32(l.cpus)),
 		spec.Variables["with_latency"].Set(l.reasons[groupLatency] == ""),
+		spec.Variables[bpf.LineageVarHeartbeatLimitNanos].Set(uint64(l.heartbeatLimit)),
 	); err != nil {
 		return fmt.Errorf("set constants: %w", err)
 	}
@@ -294,6 +315,7 @@ func (l *loaded) add(p program) error {
 	for name := range made.Maps {
 		if l.maps[name] == nil && !strings.HasPrefix(name, ".") {
 			l.maps[name] = made.DetachMap(name)
+			l.unlike = l.unlike || l.resuming
 		}
 	}
 	loadedProgram := made.DetachProgram(p.name)
@@ -305,7 +327,7 @@ func (l *loaded) add(p program) error {
 	if err != nil {
 		return fmt.Errorf("attach: %w", err)
 	}
-	l.links = append(l.links, attached)
+	l.links[p.name] = attached
 	return nil
 }
 

@@ -2,6 +2,7 @@ package process
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/prov4ml/agent/probes"
 )
@@ -12,6 +13,29 @@ type Config struct {
 	ProcRoot string
 	// NoEBPF, when not empty, measures by procfs alone; the text is what users read as the reason of what is missing.
 	NoEBPF string
+
+	// StateDir is the state directory whose agent counts on while it restarts; empty = counting ends with the probe. One agent at a
+	// time may open it.
+	StateDir string
+	// PinDir is where the pinned sets lie, in a bpf file system; empty = DefaultPinDir.
+	PinDir string
+	// NoPin pins nothing, and removes what an earlier agent of StateDir has pinned.
+	NoPin bool
+
+	// heartbeatLimit is the package's constant, but for tests; 0 = that.
+	heartbeatLimit time.Duration
+}
+
+// pinSet is the place of the set; nil with the reason when there can be none, nil, nil when none is wanted.
+func (c *Config) pinSet() (*pinSet, error) {
+	if c.StateDir == "" {
+		return nil, nil
+	}
+	set, err := namePinSet(c.PinDir, c.StateDir, c.heartbeatLimit)
+	if err != nil && c.NoPin {
+		err = errNoPin
+	}
+	return set, err
 }
 
 // Open starts measuring: by eBPF, and by procfs what eBPF does not give on this node, which may be all. Status says what and why. It
@@ -25,12 +49,12 @@ func open(config Config, refuse func(program string) error) (Probe, error) {
 	if config.NoEBPF != "" {
 		return NewProcfs(files), nil
 	}
-	k, status, err := openKernel(refuse)
+	k, status, err := openKernel(refuse, config)
 	if err != nil {
 		files.Missing = missing(status, err)
 		return &fallback{Probe: NewProcfs(files), kernel: status}, nil
 	}
-	if k.reasons[groupDisk] == "" && k.reasons[groupTask] == "" && k.reasons[groupMemory] == "" {
+	if k.complete() {
 		return k, nil // procfs has nothing to add
 	}
 	files.Missing = missing(status, nil)

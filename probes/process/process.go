@@ -132,6 +132,18 @@ type Tracked struct {
 	ID TreeID
 	// Parent is the innermost tree that the process was in; 0 = none.
 	Parent TreeID
+	// Set names the counting that the tree is part of: as long as it is the same, an ID is the same tree and its counters go on,
+	// also from one Probe to the next. 0 = it ends with the Probe.
+	Set uint64
+}
+
+// Resumed is a tree that was counted on while no agent was there.
+type Resumed struct {
+	// Parent is the tree it is directly inside: the one last given to Note, or what that was released to.
+	Tracked
+	Root probes.Process
+	// Note is what was last given to Note.
+	Note []byte
 }
 
 // Probe measures trees. Its methods may be called from any goroutine.
@@ -139,6 +151,11 @@ type Probe interface {
 	// Track makes p the root of a tree of its own: p and those of its present descendants that share its present innermost
 	// tree. It returns ErrGone when p has exited or the pid belongs to another process now. Counting starts at 0.
 	Track(p probes.Process) (Tracked, error)
+	// Resumed returns the trees that a Probe of an earlier process has left, in no order. They are tracked.
+	Resumed() []Resumed
+	// Note says which tree (0 = none) a tree is directly inside, and keeps with it what the next agent needs, at most 4,072 bytes, for
+	// as long as it is counted. It is written when Note returns.
+	Note(id, parent TreeID, note []byte) error
 	// Release gives up a tree that nobody will read again; descendants that live on go to its parent.
 	Release(id TreeID)
 	// NewPeak starts following the RSS of a set of trees.
@@ -147,6 +164,6 @@ type Probe interface {
 	Snapshot(ids []TreeID, peak Peak, dst *Snapshot) error
 	// Status says what works, one line a probe.
 	Status() []probes.Status
-	// Close detaches.
+	// Close detaches, except what is pinned, which counts on for the next agent.
 	Close() error
 }

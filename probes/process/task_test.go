@@ -437,7 +437,7 @@ func TestSweep(t *testing.T) {
 }
 
 func BenchmarkSnapshotOfOne(b *testing.B) {
-	k, _, err := openKernel(nil)
+	k, _, err := openKernel(nil, Config{})
 	if err != nil {
 		b.Fatal(err)
 	}

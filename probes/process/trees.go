@@ -24,8 +24,15 @@ func (k *kernel) Track(p probes.Process) (Tracked, error) {
 	if id >= maxTreeID {
 		return Tracked{}, fmt.Errorf("track process %d: tree numbers are used up: restart the agent", p.PID)
 	}
+	made := &tree{root: p}
+	if k.set != nil {
+		// First, so that the next agent can undo what this one does not finish.
+		if err := k.putRoot(id, rootMaking, made, nil); err != nil {
+			return Tracked{}, fmt.Errorf("track process %d: %w", p.PID, err)
+		}
+	}
 	if err := k.makeTree(id); err != nil {
-		return Tracked{}, fmt.Errorf("track process %d: %w", p.PID, err)
+		return Tracked{}, errors.Join(fmt.Errorf("track process %d: %w", p.PID, err), k.removeTree(id))
 	}
 	adopted, err := k.adopt(bpf.AdoptAdoption{
 		Mode: bpf.AdoptAdoptModeADOPT_ROOT, Pid: int32(p.PID), StartTicks: p.StartTicks, To: uint32(id),
@@ -36,17 +43,26 @@ func (k *kernel) Track(p probes.Process) (Tracked, error) {
 	if err != nil {
 		return Tracked{}, errors.Join(fmt.Errorf("track process %d: %w", p.PID, err), k.removeTree(id))
 	}
-	parent := TreeID(adopted.From)
+	made.parent = TreeID(adopted.From)
 	k.last = id
 	k.mu.Lock()
-	k.trees[id] = &tree{parent: parent}
+	k.trees[id] = made
 	k.mu.Unlock()
 	adopted.Mode = bpf.AdoptAdoptModeADOPT_DESCENDANTS
 	if err := k.adoptAll(adopted); err != nil {
 		k.release(id)
 		return Tracked{}, fmt.Errorf("track process %d: move its descendants: %w", p.PID, err)
 	}
-	return Tracked{ID: id, Parent: parent}, nil
+	tracked := Tracked{ID: id, Parent: made.parent}
+	if k.set != nil {
+		tracked.Set = k.set.value.Set
+		k.set.value.LastTree = uint32(id)
+		if err := errors.Join(k.putRoot(id, rootMade, made, nil), k.set.save()); err != nil {
+			k.release(id)
+			return Tracked{}, fmt.Errorf("track process %d: %w", p.PID, err)
+		}
+	}
+	return tracked, nil
 }
 
 // maxTreeID is where the numbers begin that stand for no tree (TREE_SPECIAL in bpf/maps.h).
@@ -78,9 +94,14 @@ func (k *kernel) release(id TreeID) {
 		}
 	}
 	k.mu.Unlock()
+	var errs error
+	if k.set != nil {
+		errs = k.putRoot(id, rootLeaving, &tree{root: released.root, parent: parent}, nil)
+	}
 	// In this order: whatever is still found with the old number answers to the parent, then living processes get the new
 	// number, then the old one's sums go. What fails leaves an entry in the kernel that nobody reads.
 	_ = errors.Join(
+		errs,
 		k.maps[bpf.LineageMapForwards].Put(uint32(id), uint32(parent)),
 		k.adoptAll(bpf.AdoptAdoption{Mode: bpf.AdoptAdoptModeADOPT_MEMBERS, From: uint32(id), To: uint32(parent)}),
 		k.removeTree(id),
@@ -102,7 +123,7 @@ func (k *kernel) makeTree(id TreeID) error {
 		updateElement(k.maps[bpf.LineageMapLatencies].FD(), &key, zeroes),
 		k.maps[bpf.LineageMapMembers].Put(key, members),
 	); err != nil {
-		return errors.Join(fmt.Errorf("make tree (at most %d at a time): %w", k.maps[bpf.LineageMapTrees].MaxEntries(), err), k.removeTree(id))
+		return fmt.Errorf("make tree (at most %d at a time): %w", k.maps[bpf.LineageMapTrees].MaxEntries(), err)
 	}
 	return nil
 }
@@ -111,6 +132,11 @@ func (k *kernel) removeTree(id TreeID) error {
 	var errs error
 	for _, name := range [...]string{bpf.LineageMapMembers, bpf.LineageMapLatencies, bpf.LineageMapTrees} {
 		if err := k.maps[name].Delete(uint32(id)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = errors.Join(errs, fmt.Errorf("remove tree: %w", err))
+		}
+	}
+	if k.set != nil {
+		if err := k.set.rootsMap.Delete(uint32(id)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			errs = errors.Join(errs, fmt.Errorf("remove tree: %w", err))
 		}
 	}

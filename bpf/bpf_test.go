@@ -1,0 +1,32 @@
+package bpf
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// An object that Layout forgets would be taken over from an agent that has another one.
+func TestLayoutNamesEveryObject(t *testing.T) {
+	objects, err := filepath.Glob("*_bpfel.o")
+	if err != nil {
+		t.Fatal(err)
+	}
+	source, err := os.ReadFile("bpf.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, object := range objects {
+		subject := strings.TrimSuffix(object, "_bpfel.o")
+		if name := "_" + strings.ToUpper(subject[:1]) + subject[1:] + "Bytes"; !strings.Contains(string(source), name) {
+			t.Errorf("%s is not in Layout: %s", object, name)
+		}
+	}
+	if len(objects) == 0 {
+		t.Error("no objects")
+	}
+	if Layout() == [32]byte{} || Layout() != Layout() {
+		t.Error("no layout")
+	}
+}
