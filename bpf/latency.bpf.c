@@ -77,6 +77,7 @@ static __always_inline int complete(struct request *rq, unsigned int bytes)
 		h = bpf_map_lookup_elem(&latencies, &tree);
 	}
 	if (h) {
+		add(f->write ? &h->write_nanos : &h->read_nanos, nanos);
 		__u32 bucket = 0;
 		for (__u32 shift = 32; shift; shift >>= 1)
 			if (nanos >> shift) {

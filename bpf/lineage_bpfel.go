@@ -28,9 +28,11 @@ type LineageHeartbeat struct {
 }
 
 type LineageHistograms struct {
-	_     structs.HostLayout
-	Read  [64]uint64
-	Write [64]uint64
+	_          structs.HostLayout
+	Read       [64]uint64
+	Write      [64]uint64
+	ReadNanos  uint64
+	WriteNanos uint64
 }
 
 type LineageInodeOwner struct {

@@ -64,6 +64,8 @@ struct sums {
 struct histograms {
 	__u64 read[64];
 	__u64 write[64];
+	__u64 read_nanos; // the sum
+	__u64 write_nanos;
 };
 
 enum write_class {

@@ -13,6 +13,9 @@ struct kill {
 	__u32 tree;
 	__u32 tgid; // in the first pid namespace
 	char name[16];
+	// Pages that it held: file, anonymous, swapped out, shared memory. What a CPU keeps to itself of these counters
+	// is not in them.
+	__u64 pages[4];
 };
 
 struct {
@@ -29,6 +32,21 @@ struct {
 	__type(value, __u64); // CLOCK_MONOTONIC ns of the kill
 } victims SEC(".maps");
 
+static __always_inline __u64 rss_of(struct mm_struct *mm, int kind)
+{
+	__s64 pages = 0;
+	struct mm_struct___atomic *old = (void *)mm;
+	if (bpf_core_field_exists(old->rss_stat.count)) {
+		__u64 at = (__u64)__builtin_preserve_access_index(&old->rss_stat.count);
+		bpf_probe_read_kernel(&pages, sizeof(pages), (void *)(at + kind * sizeof(pages)));
+	} else {
+		__u64 at = (__u64)__builtin_preserve_access_index(&mm->rss_stat);
+		struct percpu_counter *c = (void *)(at + kind * bpf_core_type_size(struct percpu_counter));
+		pages = BPF_CORE_READ(c, count);
+	}
+	return pages > 0 ? pages : 0;
+}
+
 static __always_inline int report(struct task_struct *victim, __u64 nanos)
 {
 	__u32 tree = tree_of(victim);
@@ -42,6 +60,9 @@ static __always_inline int report(struct task_struct *victim, __u64 nanos)
 	k->nanos = nanos;
 	k->tree = tree;
 	k->tgid = victim->tgid;
+	struct mm_struct *mm = BPF_CORE_READ(victim, mm); // gone at its end
+	for (int i = 0; i < 4; i++)
+		k->pages[i] = mm ? rss_of(mm, i) : 0;
 	bpf_core_read(&k->name, sizeof(k->name), &victim->group_leader->comm);
 	bpf_ringbuf_submit(k, 0);
 	return 0;

@@ -19,6 +19,7 @@ type OomKill struct {
 	Tree  uint32
 	Tgid  uint32
 	Name  [16]int8
+	Pages [4]uint64
 }
 
 // Names of all BPF objects in the ELF.

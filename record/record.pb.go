@@ -891,7 +891,11 @@ type LogCall struct {
 	LoggedMetrics []*LoggedMetric `protobuf:"bytes,27,rep,name=logged_metrics,json=loggedMetrics,proto3" json:"logged_metrics,omitempty"`
 	// Roots of the trees around this one, innermost first: where one of them logs too, this record's values are in its values
 	// as well. A sum over processes takes only the records none of whose enclosing processes logs.
-	Enclosing     []*ProcessKey `protobuf:"bytes,28,rep,name=enclosing,proto3" json:"enclosing,omitempty"`
+	Enclosing []*ProcessKey `protobuf:"bytes,28,rep,name=enclosing,proto3" json:"enclosing,omitempty"`
+	// Why the run failed, a sentence; RUN_END only. Empty = nothing is known.
+	Error string `protobuf:"bytes,29,opt,name=error,proto3" json:"error,omitempty"`
+	// Values of the window of which the readings say percentiles only.
+	Histograms    []*Histogram `protobuf:"bytes,30,rep,name=histograms,proto3" json:"histograms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1122,6 +1126,92 @@ func (x *LogCall) GetEnclosing() []*ProcessKey {
 	return nil
 }
 
+func (x *LogCall) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *LogCall) GetHistograms() []*Histogram {
+	if x != nil {
+		return x.Histograms
+	}
+	return nil
+}
+
+// How many values of a window fell into each power of two.
+type Histogram struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// disk.read_latency, disk.write_latency.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// counts[i] are the values from 2^(first+i) ns on to the next power of two.
+	First  uint32   `protobuf:"varint,2,opt,name=first,proto3" json:"first,omitempty"`
+	Counts []uint64 `protobuf:"varint,3,rep,packed,name=counts,proto3" json:"counts,omitempty"`
+	// The values' sum.
+	SumSeconds    float64 `protobuf:"fixed64,4,opt,name=sum_seconds,json=sumSeconds,proto3" json:"sum_seconds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Histogram) Reset() {
+	*x = Histogram{}
+	mi := &file_record_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Histogram) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Histogram) ProtoMessage() {}
+
+func (x *Histogram) ProtoReflect() protoreflect.Message {
+	mi := &file_record_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Histogram.ProtoReflect.Descriptor instead.
+func (*Histogram) Descriptor() ([]byte, []int) {
+	return file_record_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Histogram) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Histogram) GetFirst() uint32 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *Histogram) GetCounts() []uint64 {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
+func (x *Histogram) GetSumSeconds() float64 {
+	if x != nil {
+		return x.SumSeconds
+	}
+	return 0
+}
+
 type LoggedMetric struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -1135,7 +1225,7 @@ type LoggedMetric struct {
 
 func (x *LoggedMetric) Reset() {
 	*x = LoggedMetric{}
-	mi := &file_record_proto_msgTypes[8]
+	mi := &file_record_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1237,7 @@ func (x *LoggedMetric) String() string {
 func (*LoggedMetric) ProtoMessage() {}
 
 func (x *LoggedMetric) ProtoReflect() protoreflect.Message {
-	mi := &file_record_proto_msgTypes[8]
+	mi := &file_record_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1250,7 @@ func (x *LoggedMetric) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoggedMetric.ProtoReflect.Descriptor instead.
 func (*LoggedMetric) Descriptor() ([]byte, []int) {
-	return file_record_proto_rawDescGZIP(), []int{8}
+	return file_record_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *LoggedMetric) GetKey() string {
@@ -1258,8 +1348,7 @@ const file_record_proto_rawDesc = "" +
 	"\x0ftime_unix_nanos\x18\x02 \x01(\x03R\rtimeUnixNanos\x127\n" +
 	"\n" +
 	"attributes\x18\x03 \x03(\v2\x17.prov4ml.record.ReadingR\n" +
-	"attributes\"\xb3\n" +
-	"\n" +
+	"attributes\"\x84\v\n" +
 	"\aLogCall\x12\x16\n" +
 	"\x06schema\x18\x01 \x01(\rR\x06schema\x121\n" +
 	"\aprocess\x18\x02 \x01(\v2\x17.prov4ml.record.ProcessR\aprocess\x124\n" +
@@ -1294,7 +1383,11 @@ const file_record_proto_rawDesc = "" +
 	"run_totals\x18\x19 \x03(\v2\x17.prov4ml.record.ReadingR\trunTotals\x12Q\n" +
 	"\x0erun_attributes\x18\x1a \x03(\v2*.prov4ml.record.LogCall.RunAttributesEntryR\rrunAttributes\x12C\n" +
 	"\x0elogged_metrics\x18\x1b \x03(\v2\x1c.prov4ml.record.LoggedMetricR\rloggedMetrics\x128\n" +
-	"\tenclosing\x18\x1c \x03(\v2\x1a.prov4ml.record.ProcessKeyR\tenclosing\x1a@\n" +
+	"\tenclosing\x18\x1c \x03(\v2\x1a.prov4ml.record.ProcessKeyR\tenclosing\x12\x14\n" +
+	"\x05error\x18\x1d \x01(\tR\x05error\x129\n" +
+	"\n" +
+	"histograms\x18\x1e \x03(\v2\x19.prov4ml.record.HistogramR\n" +
+	"histograms\x1a@\n" +
 	"\x12RunAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\n" +
@@ -1302,7 +1395,13 @@ const file_record_proto_rawDesc = "" +
 	"\b_contextB\a\n" +
 	"\x05_stepB\f\n" +
 	"\n" +
-	"_timestamp\"\xab\x01\n" +
+	"_timestamp\"n\n" +
+	"\tHistogram\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05first\x18\x02 \x01(\rR\x05first\x12\x16\n" +
+	"\x06counts\x18\x03 \x03(\x04R\x06counts\x12\x1f\n" +
+	"\vsum_seconds\x18\x04 \x01(\x01R\n" +
+	"sumSeconds\"\xab\x01\n" +
 	"\fLoggedMetric\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x01R\x05value\x12\x1d\n" +
@@ -1350,7 +1449,7 @@ func file_record_proto_rawDescGZIP() []byte {
 }
 
 var file_record_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_record_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_record_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_record_proto_goTypes = []any{
 	(Function)(0),        // 0: prov4ml.record.Function
 	(State)(0),           // 1: prov4ml.record.State
@@ -1363,14 +1462,15 @@ var file_record_proto_goTypes = []any{
 	(*TotalSet)(nil),     // 8: prov4ml.record.TotalSet
 	(*Event)(nil),        // 9: prov4ml.record.Event
 	(*LogCall)(nil),      // 10: prov4ml.record.LogCall
-	(*LoggedMetric)(nil), // 11: prov4ml.record.LoggedMetric
-	nil,                  // 12: prov4ml.record.Process.ResourceEntry
-	nil,                  // 13: prov4ml.record.LogCall.RunAttributesEntry
+	(*Histogram)(nil),    // 11: prov4ml.record.Histogram
+	(*LoggedMetric)(nil), // 12: prov4ml.record.LoggedMetric
+	nil,                  // 13: prov4ml.record.Process.ResourceEntry
+	nil,                  // 14: prov4ml.record.LogCall.RunAttributesEntry
 }
 var file_record_proto_depIdxs = []int32{
 	1,  // 0: prov4ml.record.Reading.state:type_name -> prov4ml.record.State
 	2,  // 1: prov4ml.record.Reading.source:type_name -> prov4ml.record.Source
-	12, // 2: prov4ml.record.Process.resource:type_name -> prov4ml.record.Process.ResourceEntry
+	13, // 2: prov4ml.record.Process.resource:type_name -> prov4ml.record.Process.ResourceEntry
 	7,  // 3: prov4ml.record.TotalSet.totals:type_name -> prov4ml.record.Total
 	3,  // 4: prov4ml.record.Event.attributes:type_name -> prov4ml.record.Reading
 	4,  // 5: prov4ml.record.LogCall.process:type_name -> prov4ml.record.Process
@@ -1382,14 +1482,15 @@ var file_record_proto_depIdxs = []int32{
 	8,  // 11: prov4ml.record.LogCall.step_totals:type_name -> prov4ml.record.TotalSet
 	8,  // 12: prov4ml.record.LogCall.context_totals:type_name -> prov4ml.record.TotalSet
 	3,  // 13: prov4ml.record.LogCall.run_totals:type_name -> prov4ml.record.Reading
-	13, // 14: prov4ml.record.LogCall.run_attributes:type_name -> prov4ml.record.LogCall.RunAttributesEntry
-	11, // 15: prov4ml.record.LogCall.logged_metrics:type_name -> prov4ml.record.LoggedMetric
+	14, // 14: prov4ml.record.LogCall.run_attributes:type_name -> prov4ml.record.LogCall.RunAttributesEntry
+	12, // 15: prov4ml.record.LogCall.logged_metrics:type_name -> prov4ml.record.LoggedMetric
 	5,  // 16: prov4ml.record.LogCall.enclosing:type_name -> prov4ml.record.ProcessKey
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	11, // 17: prov4ml.record.LogCall.histograms:type_name -> prov4ml.record.Histogram
+	18, // [18:18] is the sub-list for method output_type
+	18, // [18:18] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_record_proto_init() }
@@ -1408,14 +1509,14 @@ func file_record_proto_init() {
 		(*Total_Real)(nil),
 	}
 	file_record_proto_msgTypes[7].OneofWrappers = []any{}
-	file_record_proto_msgTypes[8].OneofWrappers = []any{}
+	file_record_proto_msgTypes[9].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_record_proto_rawDesc), len(file_record_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -120,6 +120,8 @@ func add(into, from *process.Counters) {
 	into.DirtiedBytes += from.DirtiedBytes
 	into.DirtiedWrittenBytes += from.DirtiedWrittenBytes
 	into.CacheMissBytes += from.CacheMissBytes
+	into.ReadLatencyNanos += from.ReadLatencyNanos
+	into.WriteLatencyNanos += from.WriteLatencyNanos
 	for i := range into.ReadLatency {
 		into.ReadLatency[i] += from.ReadLatency[i]
 		into.WriteLatency[i] += from.WriteLatency[i]

@@ -36,6 +36,9 @@ func TestKillsForWantOfMemory(t *testing.T) {
 		if kill.Tree != tree || kill.PID == a.PID || kill.PID <= 0 || kill.PID == stranger.PID {
 			t.Errorf("%+v, want a child of %d in tree %d", kill, a.PID, tree)
 		}
+		if kill.AnonBytes < 24*mib || kill.AnonBytes > 40*mib || kill.ShmemBytes != 0 || kill.SwapBytes != 0 {
+			t.Errorf("it held %+v, want nearly 32 MiB of anonymous memory", kill)
+		}
 		if kill.Name != "exe" {
 			t.Errorf("name %q", kill.Name)
 		}

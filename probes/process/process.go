@@ -39,6 +39,8 @@ type Counters struct {
 	CacheMissBytes uint64
 	// Log2 histograms in ns of request issue to completion: bucket i holds [2^i, 2^(i+1)). Group Latency.
 	ReadLatency, WriteLatency [64]uint64
+	// Sums of what is in them, in ns. Group Latency.
+	ReadLatencyNanos, WriteLatencyNanos uint64
 	// rchar and wchar: what system calls asked for and got. Group Calls.
 	IOReadBytes, IOWriteBytes uint64
 	// Group Task.

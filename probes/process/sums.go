@@ -112,6 +112,7 @@ func (k *kernel) readHistograms(id TreeID, dst *Counters) error {
 	var sum bpf.LineageHistograms
 	addWords(&sum, k.histogramsBuffer, k.cpus)
 	dst.ReadLatency, dst.WriteLatency = sum.Read, sum.Write
+	dst.ReadLatencyNanos, dst.WriteLatencyNanos = sum.ReadNanos, sum.WriteNanos
 	return nil
 }
 
