@@ -25,6 +25,11 @@ type Config struct {
 	MaxAge time.Duration
 }
 
+// slower is how many times MaxAge what changes rarely, or costs much, may be old: which cgroup it is and its limit (1 s by default).
+// On a node with hundreds of mounts the kernel takes about a millisecond to print mountinfo. And the parts: to print memory.stat
+// the kernel adds up all CPUs' counts, which it does by itself only every 2 s (FLUSH_TIME in mm/memcontrol.c).
+const slower = 100
+
 // Value is a number of bytes, or of µs of PSI, and how well it is known.
 type Value struct {
 	// Amount is meaningless unless State is OK.
@@ -53,7 +58,21 @@ type Memory struct {
 
 	taken time.Time
 	pid   int
-	at    place
+	home  home
+	// partsTaken is when AnonBytes, FileBytes, ShmemBytes and KernelBytes were read.
+	partsTaken time.Time
+}
+
+// home is the cgroup that is read for a process.
+type home struct {
+	files
+	mount, below string
+	// dir is where its files are, path what Memory.Path says, limitBytes its LimitBytes.
+	dir, path  string
+	limitBytes Value
+	// missing says why there is none; empty = there is one.
+	missing string
+	found   time.Time
 }
 
 // Probe reads cgroups. Its methods may be called from any goroutine.
@@ -74,69 +93,100 @@ func New(config Config) *Probe {
 // has exited it reads the cgroup of last.
 func (p *Probe) Read(pid int, last *Memory) Memory {
 	now := time.Now()
-	if last != nil && last.pid == pid && !last.taken.IsZero() && now.Sub(last.taken) < p.config.MaxAge {
+	if last != nil && (last.pid != pid || last.taken.IsZero()) {
+		last = nil
+	}
+	if last != nil && now.Sub(last.taken) < p.config.MaxAge {
 		return *last
 	}
-	at, err := p.find(pid)
-	if errors.Is(err, fs.ErrNotExist) && last != nil && last.pid == pid && last.State == record.State_OK {
-		at, err = last.at, nil
-	}
 	var m Memory
-	if err != nil {
-		m = absent(err.Error())
-	} else {
-		m = at.files.read(at.mount, at.below)
+	if last != nil && now.Sub(last.home.found) < slower*p.config.MaxAge {
+		m.home = last.home
+		p.readHome(&m, last, now)
 	}
-	m.at = at
+	if m.State != record.State_OK && (m.home.missing == "" || m.home.found.IsZero()) {
+		// None is known yet, or it is gone.
+		m = Memory{home: p.findHome(pid, last, now)}
+		p.readHome(&m, last, now)
+	}
 	m.HostSomeMicros, m.HostFullMicros = p.hostPressure()
 	m.taken, m.pid = now, pid
 	return m
 }
 
-func absent(reason string) Memory {
-	return Memory{State: record.State_ABSENT, Reason: "cgroup: " + reason}
+// readHome reads the values of m.home, but such parts as last holds and are young enough.
+func (p *Probe) readHome(m, last *Memory, now time.Time) {
+	h := &m.home
+	if h.missing != "" {
+		m.State, m.Reason = record.State_ABSENT, "cgroup: "+h.missing
+		return
+	}
+	m.UsageBytes = readNumber(filepath.Join(h.dir, h.usage), "")
+	if m.UsageBytes.State != record.State_OK {
+		m.State, m.Reason = record.State_ABSENT, "cgroup: no cgroup of the process accounts memory, or it is gone"
+		return
+	}
+	m.State, m.Path, m.LimitBytes = record.State_OK, h.path, h.limitBytes
+	m.PeakBytes = readNumber(filepath.Join(h.dir, h.peak), h.noPeak)
+	m.SomeMicros, m.FullMicros = h.readPressure(h.dir)
+	if last != nil && last.home.dir == h.dir && now.Sub(last.partsTaken) < slower*p.config.MaxAge {
+		m.AnonBytes, m.FileBytes, m.ShmemBytes, m.KernelBytes = last.AnonBytes, last.FileBytes, last.ShmemBytes, last.KernelBytes
+		m.partsTaken = last.partsTaken
+		return
+	}
+	h.readStat(h.dir, m)
+	m.partsTaken = now
 }
 
-// place is where a process's memory cgroup is.
-type place struct {
-	files
-	mount, below string
+// findHome finds the cgroup of a process; of one that has exited, the one that last has.
+func (p *Probe) findHome(pid int, last *Memory, now time.Time) home {
+	h, err := p.find(pid)
+	if errors.Is(err, fs.ErrNotExist) && last != nil && last.State == record.State_OK {
+		h, err = last.home, nil
+	}
+	if err != nil {
+		h.missing = err.Error()
+	} else {
+		h.choose()
+	}
+	h.found = now
+	return h
 }
 
 // find finds the memory cgroup of a process; an error that is fs.ErrNotExist says that there is no such process.
-func (p *Probe) find(pid int) (place, error) {
+func (p *Probe) find(pid int) (home, error) {
 	text, err := os.ReadFile(filepath.Join(p.config.ProcRoot, strconv.Itoa(pid), "cgroup"))
 	if errors.Is(err, unix.ESRCH) {
 		err = fs.ErrNotExist // it went between open and read
 	}
 	if err != nil {
-		return place{}, fmt.Errorf("the process's cgroup cannot be read: %w", err)
+		return home{}, fmt.Errorf("the process's cgroup cannot be read: %w", err)
 	}
 	version, below := memoryPath(string(text))
 	switch {
 	case version == 0:
-		return place{}, errors.New("memory is not accounted by cgroup")
+		return home{}, errors.New("memory is not accounted by cgroup")
 	case below == "/":
-		return place{}, errors.New("the process is in the root cgroup, which is the host")
+		return home{}, errors.New("the process is in the root cgroup, which is the host")
 	case strings.HasPrefix(below, "/.."):
-		return place{}, errors.New("the process's cgroup is outside the agent's cgroup namespace")
+		return home{}, errors.New("the process's cgroup is outside the agent's cgroup namespace")
 	}
 	mounts, err := os.ReadFile(filepath.Join(p.config.ProcRoot, "self", "mountinfo"))
 	if err != nil {
-		return place{}, fmt.Errorf("mount points cannot be read: %v", err)
+		return home{}, fmt.Errorf("mount points cannot be read: %v", err)
 	}
 	mount, root, ok := mountOf(string(mounts), version)
 	if !ok {
-		return place{}, errors.New("the memory hierarchy is not mounted where the agent runs")
+		return home{}, errors.New("the memory hierarchy is not mounted where the agent runs")
 	}
 	relative, ok := strings.CutPrefix(below, strings.TrimSuffix(root, "/"))
 	if !ok {
-		return place{}, errors.New("the process's cgroup is outside what is mounted where the agent runs")
+		return home{}, errors.New("the process's cgroup is outside what is mounted where the agent runs")
 	}
 	if version == 1 {
-		return place{v1(), mount, relative}, nil
+		return home{files: v1(), mount: mount, below: relative}, nil
 	}
-	return place{v2(), mount, relative}, nil
+	return home{files: v2(), mount: mount, below: relative}, nil
 }
 
 // memoryPath returns which version accounts the process's memory, and the path of its cgroup; 0 = none does.
@@ -222,34 +272,30 @@ func v2() files {
 	}
 }
 
-// read reads the cgroup at mount/relative or the one around it whose limit is smaller.
-func (f files) read(mount, relative string) Memory {
+// choose chooses the cgroup at mount/below or the one around it whose limit is smaller.
+func (h *home) choose() {
 	chosen, limit := "", uint64(math.MaxUint64)
-	for at := path.Clean("/" + relative); at != "/"; at = path.Dir(at) {
-		if _, err := os.Stat(filepath.Join(mount, at, f.usage)); err != nil {
+	for at := path.Clean("/" + h.below); at != "/"; at = path.Dir(at) {
+		if _, err := os.Stat(filepath.Join(h.mount, at, h.usage)); err != nil {
 			continue // v2: the controller is off here, and on further up
 		}
 		if chosen == "" {
 			chosen = at
 		}
-		if found, ok := readLimit(filepath.Join(mount, at, f.limit)); ok && found < limit {
+		if found, ok := readLimit(filepath.Join(h.mount, at, h.limit)); ok && found < limit {
 			chosen, limit = at, found
 		}
 	}
+	h.missing = ""
 	if chosen == "" {
-		return absent("no cgroup of the process accounts memory, or it is gone")
+		h.missing = "no cgroup of the process accounts memory, or it is gone"
+		return
 	}
-	dir := filepath.Join(mount, chosen)
-	m := Memory{State: record.State_OK, Path: chosen}
-	m.UsageBytes = readNumber(filepath.Join(dir, f.usage), "")
-	m.PeakBytes = readNumber(filepath.Join(dir, f.peak), f.noPeak)
-	m.LimitBytes = Value{Amount: limit, State: record.State_OK}
+	h.dir, h.path = filepath.Join(h.mount, chosen), chosen
+	h.limitBytes = Value{Amount: limit, State: record.State_OK}
 	if limit == math.MaxUint64 {
-		m.LimitBytes = Value{State: record.State_ABSENT, Reason: "the cgroup has no limit"}
+		h.limitBytes = Value{State: record.State_ABSENT, Reason: "the cgroup has no limit"}
 	}
-	f.readStat(dir, &m)
-	m.SomeMicros, m.FullMicros = f.readPressure(dir)
-	return m
 }
 
 // noPSI is the reason of a kernel built with CONFIG_PSI_DEFAULT_DISABLED, or without PSI.

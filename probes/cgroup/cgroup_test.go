@@ -1,11 +1,13 @@
 package cgroup
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -209,6 +211,54 @@ func TestAYoungReadingIsHandedOutAgain(t *testing.T) {
 			t.Errorf("another process got %+v", got)
 		}
 	}
+}
+
+func TestWhatIsDearIsReadLessOften(t *testing.T) {
+	m := newMachine(t)
+	m.mounts("", "/")
+	m.write("proc/7/cgroup", "0::/a\n")
+	set := func(cgroup string, usage, anon, limit int) {
+		m.write("v2/"+cgroup+"/memory.current", fmt.Sprintln(usage))
+		m.write("v2/"+cgroup+"/memory.stat", fmt.Sprintln("anon", anon))
+		m.write("v2/"+cgroup+"/memory.max", fmt.Sprintln(limit))
+	}
+	const maxAge = time.Minute // a minute does not pass here: readings are made older by hand
+	p := New(Config{ProcRoot: filepath.Join(m.root, "proc"), MaxAge: maxAge})
+	check := func(got Memory, path string, usage, anon, limit uint64) {
+		t.Helper()
+		if got.Path != path || got.UsageBytes != ok(usage) || got.AnonBytes != ok(anon) || got.LimitBytes != ok(limit) {
+			t.Errorf("got %s: usage %v, anon %v, limit %v; want %s %d %d %d",
+				got.Path, got.UsageBytes, got.AnonBytes, got.LimitBytes, path, usage, anon, limit)
+		}
+	}
+	set("a", 1, 1, 10)
+	set("b", 5, 5, 50)
+	last := p.Read(7, nil)
+	check(last, "/a", 1, 1, 10)
+
+	set("a", 2, 2, 20)
+	last.taken = last.taken.Add(-maxAge)
+	last = p.Read(7, &last)
+	check(last, "/a", 2, 1, 10)
+
+	last.taken = last.taken.Add(-maxAge)
+	last.partsTaken = last.partsTaken.Add(-slower * maxAge)
+	last = p.Read(7, &last)
+	check(last, "/a", 2, 2, 10)
+
+	m.write("proc/7/cgroup", "0::/b\n")
+	last.taken = last.taken.Add(-maxAge)
+	last.home.found = last.home.found.Add(-slower * maxAge)
+	last = p.Read(7, &last)
+	check(last, "/b", 5, 5, 50)
+
+	// A cgroup that is gone is not waited for.
+	m.write("proc/7/cgroup", "0::/a\n")
+	if err := os.RemoveAll(filepath.Join(m.root, "v2/b")); err != nil {
+		t.Fatal(err)
+	}
+	last.taken = last.taken.Add(-maxAge)
+	check(p.Read(7, &last), "/a", 2, 2, 20)
 }
 
 // What this machine says of this process is what its files say.
