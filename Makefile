@@ -73,9 +73,9 @@ flops-rows = @$(1)/bin/python -c 'import torch, torchvision; print("torch", torc
 	FLOPS_ROWS=$(2) PYTHON=$(CURDIR)/$(1)/bin/python $(GO) test -count=1 -v -run 'FlopsAreExact' ./e2e
 
 .PHONY: test-torch
-test-torch: build ## FLOPs of torchvision models and layers on torch 2.1, in a venv of its own
+test-torch: build ## FLOPs tests on torch 2.1, torchvision models and layers through the agent, in a venv of its own
 	$(call venv,$(VENV)-torch-2.1,client/python/requirements-torch-2.1.txt)
-	$(call flops-rows,$(VENV)-torch-2.1,torchvision$(comma)layer,tests/flops/test_golden.py)
+	$(call flops-rows,$(VENV)-torch-2.1,torchvision$(comma)layer,tests/flops)
 
 .PHONY: test-torch-newest
 test-torch-newest: build ## All FLOPs tests on the newest torch, torchvision and transformers
