@@ -26,8 +26,8 @@ type Config struct {
 }
 
 // slower is how many times MaxAge what changes rarely, or costs much, may be old: which cgroup it is and its limit (1 s by default).
-// On a node with hundreds of mounts the kernel takes about a millisecond to print mountinfo. And the parts: to print memory.stat
-// the kernel adds up all CPUs' counts, which it does by itself only every 2 s (FLUSH_TIME in mm/memcontrol.c).
+// The kernel takes 172 µs to print a mountinfo of 400 mounts. And the parts: to print memory.stat the kernel adds up all CPUs'
+// counts, which it does by itself only every 2 s (FLUSH_TIME in mm/memcontrol.c).
 const slower = 100
 
 // Value is a number of bytes, or of µs of PSI, and how well it is known.
