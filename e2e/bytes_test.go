@@ -123,6 +123,10 @@ func TestWindowsHoldTheirOwnBytes(t *testing.T) {
 }
 
 func TestRunPassesTheExitStatusOn(t *testing.T) {
+	plain := filepath.Join(dataDir(t), "script")
+	if err := os.WriteFile(plain, []byte("exit $1\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	for _, row := range []struct {
 		name    string
 		command []string
@@ -133,6 +137,7 @@ func TestRunPassesTheExitStatusOn(t *testing.T) {
 		{"not found", []string{"/no/such/command"}, 127},
 		{"not found on the path", []string{"no-such-command-anywhere"}, 127},
 		{"not executable", []string{"/etc/passwd"}, 126},
+		{"script that names no shell", []string{plain, "43"}, 43},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			j := startRun(t, filepath.Join(dataDir(t), "run"), nil, row.command...)

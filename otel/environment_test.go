@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"maps"
 	"math/big"
 	"net"
 	"os"
@@ -184,3 +185,31 @@ func (*compression) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Con
 
 func (*compression) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
 func (*compression) HandleConn(context.Context, stats.ConnStats)                       {}
+
+func TestResourceFromEnvironment(t *testing.T) {
+	for name, row := range map[string]struct {
+		service, attributes string
+		wantName            string
+		want                map[string]string
+	}{
+		"nothing":            {want: map[string]string{}},
+		"its own variable":   {service: "a", attributes: "service.name=b,team=x", wantName: "a", want: map[string]string{"team": "x"}},
+		"among the others":   {attributes: "service.name=b,team=x%20y", wantName: "b", want: map[string]string{"team": "x y"}},
+		"no name":            {attributes: "team=x", want: map[string]string{"team": "x"}},
+		"only the own name":  {service: "a", wantName: "a", want: map[string]string{}},
+		"an empty attribute": {attributes: "team=", want: map[string]string{"team": ""}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("OTEL_SERVICE_NAME", row.service)
+			t.Setenv("OTEL_RESOURCE_ATTRIBUTES", row.attributes)
+			got, attributes, err := ResourceFromEnvironment()
+			if err != nil || got != row.wantName || !maps.Equal(attributes, row.want) {
+				t.Errorf("%q, %v, %v; want %q, %v", got, attributes, err, row.wantName, row.want)
+			}
+		})
+	}
+	t.Setenv("OTEL_RESOURCE_ATTRIBUTES", "no pair")
+	if _, _, err := ResourceFromEnvironment(); err == nil || !strings.Contains(err.Error(), "OTEL_RESOURCE_ATTRIBUTES") {
+		t.Errorf("%v", err)
+	}
+}

@@ -5,20 +5,22 @@ import (
 	"fmt"
 
 	"go.opentelemetry.io/otel/sdk/resource"
+
+	"github.com/prov4ml/agent/otel/names"
 )
 
-// ResourceFromEnvironment returns the resource attributes of OTEL_RESOURCE_ATTRIBUTES, as text. The service's name is not
-// among them: the run's name is.
-func ResourceFromEnvironment() (map[string]string, error) {
+// ResourceFromEnvironment returns the resource attributes of OTEL_RESOURCE_ATTRIBUTES, as text, and apart from them the service's
+// name: that of OTEL_SERVICE_NAME, else theirs; empty = neither says one.
+func ResourceFromEnvironment() (serviceName string, attributes map[string]string, err error) {
 	from, err := resource.New(context.Background(), resource.WithFromEnv())
 	if err != nil {
-		return nil, fmt.Errorf("read OTEL_RESOURCE_ATTRIBUTES (key=value,key=value): %w", err)
+		return "", nil, fmt.Errorf("read OTEL_RESOURCE_ATTRIBUTES (key=value,key=value): %w", err)
 	}
-	attributes := map[string]string{}
+	attributes = map[string]string{}
 	for _, kv := range from.Attributes() {
-		if kv.Key != "service.name" {
-			attributes[string(kv.Key)] = kv.Value.String()
-		}
+		attributes[string(kv.Key)] = kv.Value.String()
 	}
-	return attributes, nil
+	serviceName = attributes[names.ServiceName]
+	delete(attributes, names.ServiceName)
+	return serviceName, attributes, nil
 }

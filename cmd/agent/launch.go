@@ -40,7 +40,11 @@ func (c launchCommand) Run(s streams) error {
 		beOrdinary()
 	}
 	if err == nil {
-		err = syscall.Exec(path, command, ownEnvironment())
+		environment := ownEnvironment()
+		if err = syscall.Exec(path, command, environment); errors.Is(err, syscall.ENOEXEC) {
+			// A script without a first line that says what runs it: the shell does, as for execvp(3).
+			err = syscall.Exec("/bin/sh", append([]string{"/bin/sh", path}, command[1:]...), environment)
+		}
 	}
 	fmt.Fprintf(s.err, "prov4ml-agent: %s: %v\n", command[0], err)
 	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -82,9 +83,10 @@ type jobRun struct {
 	trainer *trainingUser
 	place   store.Place
 	// What the environment and the flags say, checked.
-	receiver otel.Environment
-	resource map[string]string
-	peak     *flops.Override
+	receiver    otel.Environment
+	serviceName string
+	resource    map[string]string
+	peak        *flops.Override
 	// private holds the socket and the client's copy, and is gone afterwards.
 	private string
 }
@@ -97,7 +99,7 @@ func (j *jobRun) readSettings() (err error) {
 	for _, note := range j.receiver.Notes {
 		say(j.err, "%s", note)
 	}
-	if j.resource, err = otel.ResourceFromEnvironment(); err != nil {
+	if j.serviceName, j.resource, err = otel.ResourceFromEnvironment(); err != nil {
 		return err
 	}
 	if j.peak, err = flops.ParseOverride(j.PeakFlops); err != nil {
@@ -257,7 +259,8 @@ func (j *jobRun) environment() []string {
 	if !runs.NamesRun(known) {
 		set("PROV4ML_RUN_ID", rand.Text())
 	}
-	if name := known["OTEL_SERVICE_NAME"]; name != "" && known["PROV4ML_RUN_NAME"] == "" {
+	// Under sudo the user's own variables are known here only.
+	if name := cmp.Or(known["OTEL_SERVICE_NAME"], j.serviceName); name != "" && known["PROV4ML_RUN_NAME"] == "" {
 		set("PROV4ML_RUN_NAME", name)
 	}
 	path := filepath.Join(j.private, clientDirectory)
