@@ -40,7 +40,7 @@ python-test: ## Make .venv with what the tests need
 .PHONY: test
 test: build python-test ## Run all tests; as root they include eBPF on this kernel
 	PYTHON=$(CURDIR)/$(VENV)/bin/python .ci/go-test ./...
-	cd client/python && $(CURDIR)/$(VENV)/bin/python -m pytest -q -p no:cacheprovider tests
+	PYTHON=$(CURDIR)/$(VENV)/bin/python .ci/pytest tests
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME (default 20s)
