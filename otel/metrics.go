@@ -61,6 +61,7 @@ type group struct {
 	series  []series // by metricEntry.order
 	logged  []metricdata.DataPoint[float64]
 	steps   []metricdata.DataPoint[int64]
+	latency []metricdata.HistogramDataPoint[float64]
 }
 
 // series is the points of one metric.
@@ -171,6 +172,12 @@ func (b *metricBuilder) add(g *group, rec *record.LogCall) {
 			default:
 				s.add(at, t, r, r)
 			}
+		}
+	}
+
+	if system || end {
+		for _, h := range rec.GetHistograms() {
+			g.addHistogram(p, h)
 		}
 	}
 
@@ -381,6 +388,9 @@ func (g *group) finish() []metricdata.Metrics {
 			Name: names.MetricStep, Unit: "{step}", Description: "The newest step of the context.",
 			Data: metricdata.Gauge[int64]{DataPoints: g.steps},
 		})
+	}
+	if len(g.latency) > 0 {
+		out = append(out, latencyMetric(g.latency))
 	}
 	if len(g.logged) > 0 {
 		out = append(out, metricdata.Metrics{

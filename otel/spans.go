@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/sdk/instrumentation"
 	"go.opentelemetry.io/otel/sdk/resource"
@@ -45,6 +46,7 @@ type snapshot struct {
 	events            []sdktrace.Event
 	droppedAttributes int
 	droppedEvents     int
+	status            sdktrace.Status
 	scope             instrumentation.Scope
 	resource          *resource.Resource
 }
@@ -58,7 +60,7 @@ func (s *snapshot) EndTime() time.Time                          { return s.end }
 func (s *snapshot) Attributes() []attribute.KeyValue            { return s.attributes }
 func (s *snapshot) Links() []sdktrace.Link                      { return s.links }
 func (s *snapshot) Events() []sdktrace.Event                    { return s.events }
-func (s *snapshot) Status() sdktrace.Status                     { return sdktrace.Status{} }
+func (s *snapshot) Status() sdktrace.Status                     { return s.status }
 func (s *snapshot) InstrumentationScope() instrumentation.Scope { return s.scope }
 func (s *snapshot) InstrumentationLibrary() instrumentation.Scope {
 	return s.scope
@@ -191,6 +193,9 @@ func (b *spanBuilder) own(rec *record.LogCall, res *resource.Resource) *snapshot
 		attrs = append(attrs, attribute.StringSlice(names.Unavailable, reasons))
 	}
 	s.attributes = attrs
+	if rec.GetError() != "" {
+		s.status = sdktrace.Status{Code: codes.Error, Description: rec.GetError()}
+	}
 	s.addEvents(rec)
 	if rec.GetFunction() == record.Function_RUN_END {
 		s.setParameters(rec)

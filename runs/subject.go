@@ -52,6 +52,10 @@ type subject struct {
 	// epochsFull says that epochs had no room for a further set.
 	epochsFull bool
 
+	// events are for the next record; failure is why the run fails, empty = it does not, as far as is known.
+	events  []*record.Event
+	failure string
+
 	attributes map[string]string
 	metrics    []*record.LoggedMetric
 	// metricsDropped counts those that found metrics full since the last record.
@@ -157,7 +161,8 @@ func (t *Tracker) log(s *subject, call *Call) (*record.LogCall, func(context.Con
 	rec := &record.LogCall{
 		Schema: 1, Process: s.identity, Function: call.Function, Label: call.Label, Step: call.Step,
 		StartUnixNanos: w.start, EndUnixNanos: s.edge, WindowFirst: w.first, WindowGap: w.gap,
-		Timestamp: call.Timestamp, LagSeconds: call.Lag.Seconds(), Traceparent: call.Traceparent, Events: call.Events,
+		Timestamp: call.Timestamp, LagSeconds: call.Lag.Seconds(), Traceparent: call.Traceparent,
+		Events:   append(s.events, call.Events...),
 		OpensRun: !s.opened, Enclosing: keys(s.enclosing),
 	}
 	if call.Context != nil {
@@ -184,11 +189,13 @@ func (t *Tracker) log(s *subject, call *Call) (*record.LogCall, func(context.Con
 	s.countDrops(rec, call.DroppedCalls)
 	t.counters.clientDrops.Add(call.DroppedCalls)
 	rec.LoggedMetrics, s.metrics = s.metrics, nil
+	s.events = nil
 
 	if ends {
 		rec.ClosedSegments = s.contexts.closeAll()
 		s.total.add(&delta)
 		rec.RunTotals = s.runTotals()
+		rec.Error, s.failure = s.failure, ""
 		// What the process logs from now on is another run's.
 		s.attributes, s.total, s.totalPeak = nil, sums{}, peak{}
 		s.epochs, s.epochsFull = nil, false

@@ -120,7 +120,7 @@ func New(config Config, probe process.Probe, host *host.Probe, sink Sink, memory
 	}
 	// Without a boot id, pid and start time still tell processes apart until the next boot.
 	bootID, _ := os.ReadFile(config.ProcRoot + "/sys/kernel/random/boot_id")
-	return &Tracker{
+	t := &Tracker{
 		config: config, probe: probe, host: host, sink: sink, memory: memory,
 		cgroup:   cgroup.New(cgroup.Config{ProcRoot: config.ProcRoot}),
 		bootID:   strings.TrimSpace(string(bootID)),
@@ -128,6 +128,11 @@ func New(config Config, probe process.Probe, host *host.Probe, sink Sink, memory
 		subjects: map[int]*subject{},
 		stop:     make(chan struct{}),
 	}
+	// Where it cannot, Status says so.
+	if notifier, ok := probe.(process.KillNotifier); ok {
+		_ = notifier.NotifyKills(t.killed)
+	}
+	return t
 }
 
 // Call is one log call.

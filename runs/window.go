@@ -136,6 +136,16 @@ func (t *Tracker) fillTree(s *subject, w *window, rec *record.LogCall, r *readin
 		r.add(record.DiskPendingWriteBytes, group.State, group.Source)
 	}
 
+	if measured(&s.snapshot, latency) {
+		for _, h := range [...]*record.Histogram{
+			histogram(record.DiskReadLatency, &now.tree.ReadLatency, &before.tree.ReadLatency, grown(now.tree.ReadLatencyNanos, before.tree.ReadLatencyNanos)),
+			histogram(record.DiskWriteLatency, &now.tree.WriteLatency, &before.tree.WriteLatency, grown(now.tree.WriteLatencyNanos, before.tree.WriteLatencyNanos)),
+		} {
+			if h != nil {
+				rec.Histograms = append(rec.Histograms, h)
+			}
+		}
+	}
 	group := &s.snapshot.Latency
 	for _, l := range []struct {
 		p50, p99    string

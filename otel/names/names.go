@@ -72,6 +72,8 @@ const (
 const (
 	MetricLogged = Prefix + "logged_metric"
 	MetricStep   = Prefix + "step"
+	// MetricLatency is a histogram of one window, so of delta temporality.
+	MetricLatency = Prefix + "disk.latency"
 )
 
 // Events of spans.
@@ -79,6 +81,7 @@ const (
 	EventLoggedMetric   = Prefix + "logged_metric"
 	EventParameters     = Prefix + "parameters"
 	EventDroppedCalls   = Prefix + "dropped_calls"
+	EventOOMKill        = Prefix + "oom_kill"
 	EventDroppedMetrics = Prefix + "dropped_metrics"
 	EventFlopsOperator  = Prefix + "flops.operator"
 	EventFlopsModule    = Prefix + "flops.module"

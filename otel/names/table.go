@@ -203,6 +203,7 @@ func Events() []Event {
 		{EventFlopsDType, "A data type: `" + FlopsDType + "`, and the same values."},
 		{EventFlopsUnknown, "One of at most 10 operators that could not be counted: `" + FlopsOperator + "`, `" + FlopsReason + "`, `" + FlopsCount + "` executions."},
 		{EventFlopsCoverage, "Executions of operators by how well their cost is known: `" + FlopsOpsExact + "`, `" + FlopsOpsDeclared + "` by the user, `" + FlopsOpsEstimated + "`, `" + FlopsOpsZero + "`, `" + FlopsOpsUnknown + "`."},
+		{EventOOMKill, "A process of the tree that the kernel killed for want of memory, at that moment: `" + Prefix + "oom.pid`, `" + Prefix + "oom.process_name`, what it held (`" + Prefix + "oom.process_anon_bytes`, `_file_`, `_shmem_`, `_swap_`; from kernel 6.9 on), the cgroup that it was in (`" + Prefix + "oom.cgroup.path`, `.usage_bytes`, `.limit_bytes`, `.anon_bytes`, `.file_bytes`, `.shmem_bytes`, `.kernel_bytes`, read at once after the kill), `" + Prefix + "oom.filled_by`: the largest of these, and how full `/dev/shm` was (`" + Prefix + "oom.dev_shm_used_bytes`, `" + Prefix + "oom.dev_shm_size_bytes`). `" + SpanRunEnd + "` then has the status error and says so."},
 		{EventDroppedCalls, "The client had to drop calls before this one: `" + EventDroppedCalls + "` is how many."},
 		{EventDroppedMetrics, "Too many metrics were logged between two spans: `" + EventDroppedMetrics + "` is how many are lost."},
 		{EventParameters, "On the run's markers: the parameters for which the marker's own 128 attributes had no room."},
