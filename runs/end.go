@@ -200,7 +200,15 @@ func (t *Tracker) finishLocked(s *subject) {
 	}
 	t.endRun(s)
 	s.finished = true
+	committed := s.committed
 	s.mu.Unlock()
+	if committed != nil && s.tree != nil && s.tree.set != 0 && !s.left {
+		// The tree goes after its last record is safe: if the agent is killed in between, the next one writes the record. An error is
+		// the store's to tell.
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		_, _ = committed(ctx)
+		cancel()
+	}
 	select {
 	case s.heard <- struct{}{}:
 	default:
@@ -250,7 +258,7 @@ func (t *Tracker) shut(ctx context.Context, all bool) error {
 			t.endRun(s)
 		}
 		if alive && !all {
-			s.unfinished = false // the next agent's
+			s.unfinished, s.left = false, true
 		}
 		s.mu.Unlock()
 		t.finish(s)

@@ -30,8 +30,8 @@ type fakeProbe struct {
 	lossText string
 	released []process.TreeID
 	// notes, and the trees that an agent before this one has left.
-	notes   map[process.TreeID]process.Resumed
-	resumed []process.Resumed
+	notes    map[process.TreeID]process.Resumed
+	resumed  []process.Resumed
 	followed map[*fakePeak][]process.TreeID
 	trackErr error
 	snapErr  error

@@ -1,6 +1,8 @@
 package runs
 
 import (
+	"slices"
+
 	"google.golang.org/protobuf/proto"
 
 	"github.com/prov4ml/agent/runs/state"
@@ -23,8 +25,24 @@ func (s *subject) marshal() []byte {
 		Costs:   s.packedCosts(),
 		Epochs:  s.packedEpochs(),
 	}
+	if s.tree != nil && s.tree.set != 0 {
+		out.Tree = &state.Tree{Set: s.tree.set, Id: uint32(s.tree.id)}
+	}
 	for i := range s.windows {
-		out.Windows[int32(i)] = &state.Window{NextSeq: s.windows[i].nextSeq, EndUnixNanos: s.windows[i].start}
+		w := &s.windows[i]
+		kept := &state.Window{
+			NextSeq: w.nextSeq, EndUnixNanos: w.start, First: w.first, Gap: w.gap, Unread: w.unread, PeakBytes: w.peak.bytes,
+		}
+		// Functions that have not been called share where their windows start.
+		if out.Tree != nil && w.kept != nil {
+			at := slices.Index(out.Samples, w.kept)
+			if at < 0 {
+				at = len(out.Samples)
+				out.Samples = append(out.Samples, w.kept)
+			}
+			kept.Sample = uint32(at) + 1
+		}
+		out.Windows[int32(i)] = kept
 	}
 	for _, c := range s.contexts.inOrder() {
 		kept := &state.Context{
@@ -43,8 +61,8 @@ func (s *subject) marshal() []byte {
 	return bytes
 }
 
-// restore takes up where the agent before this one stopped. The counters of a tree do not outlive an agent, so the next window of
-// each function has a gap. It returns false for a state that it cannot read.
+// restore takes up where the agent before this one stopped. Where the counters of the tree have gone on meanwhile, windows do too; else
+// the next one of each function has a gap. It returns false for a state that it cannot read.
 func (s *subject) restore(bytes []byte) bool {
 	var in state.State
 	if err := proto.Unmarshal(bytes, &in); err != nil || in.GetSchema() != stateSchema || in.GetProcess() == nil {
@@ -58,13 +76,23 @@ func (s *subject) restore(bytes []byte) bool {
 	if p := in.GetPeak(); p != nil {
 		s.totalPeak = peak{bytes: p.GetBytes(), upper: p.GetUpperBytes(), unbounded: true} // nobody looked meanwhile
 	}
+	sameTree := s.tree != nil && s.tree.set != 0 && in.GetTree().GetSet() == s.tree.set && in.GetTree().GetId() == uint32(s.tree.id)
 	for i, kept := range in.GetWindows() {
 		if i < 0 || int(i) >= functions {
 			continue
 		}
 		w := &s.windows[i]
 		w.nextSeq, w.start, w.first, w.gap = kept.GetNextSeq(), kept.GetEndUnixNanos(), false, true
-		w.peak.unbounded = true
+		// Nobody looked meanwhile.
+		w.peak = peak{bytes: kept.GetPeakBytes(), unbounded: true}
+		at := int(kept.GetSample()) - 1
+		if !sameTree || at < 0 || at >= len(in.GetSamples()) {
+			continue
+		}
+		if base := unpackSample(in.GetSamples()[at], s.layout); base.known {
+			w.base, w.kept = base, in.GetSamples()[at]
+			w.first, w.gap, w.unread = kept.GetFirst(), kept.GetGap(), kept.GetUnread()
+		}
 	}
 	s.unpackCosts(in.GetCosts())
 	s.unpackEpochs(in.GetEpochs())

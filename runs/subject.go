@@ -9,6 +9,7 @@ import (
 	"github.com/prov4ml/agent/probes"
 	"github.com/prov4ml/agent/probes/process"
 	"github.com/prov4ml/agent/record"
+	"github.com/prov4ml/agent/runs/state"
 )
 
 // functions is one more than the largest record.Function.
@@ -19,7 +20,9 @@ type subject struct {
 	// Fixed when it is made.
 	key   probes.Process
 	store string // its name in the store
-	tree  *tree  // nil when it could not be followed
+	// layout is sampleLayout's.
+	layout uint64
+	tree   *tree // nil when it could not be followed
 	// untracked says why tree is nil.
 	untracked string
 	// heard wakes the watcher.
@@ -66,6 +69,7 @@ type subject struct {
 	ending     bool // RUN_END is due at endBy, or when nothing is pending
 	endBy      time.Time
 	finished   bool // given up: not to be used
+	left       bool // lives on, and the next agent takes it up
 	called     time.Time
 	committed  func(context.Context) (int64, error) // waits for the latest record
 }
@@ -76,7 +80,9 @@ type window struct {
 	// start is the wall clock in ns, the end of the window before.
 	start int64
 	base  sample
-	peak  peak
+	// kept is base as it is stored: made once, stored with each record.
+	kept *state.Sample
+	peak peak
 	// first: the window starts when the agent first heard of the process. gap: the agent did not count over the whole of it.
 	first, gap bool
 	// unread: the window before it could not be read; its values are in this one.
@@ -85,9 +91,10 @@ type window struct {
 
 // start opens the first windows at what was just measured.
 func (s *subject) start(hello bool) {
+	kept := s.packNow()
 	for i := range s.windows {
 		w := &s.windows[i]
-		w.start, w.base, w.first = s.edge, s.now, !hello
+		w.start, w.base, w.kept, w.first = s.edge, s.now, kept, !hello
 		w.peak.floor(s.now.gauges.RSSBytes)
 	}
 }
@@ -227,7 +234,7 @@ func (w *window) advance(s *subject) {
 		w.unread = true
 		return
 	}
-	w.base, w.gap, w.unread = s.now, false, false
+	w.base, w.kept, w.gap, w.unread = s.now, s.packNow(), false, false
 	w.peak = peak{}
 	w.peak.floor(s.now.gauges.RSSBytes)
 }

@@ -82,6 +82,8 @@ type Tracker struct {
 	sink   Sink
 	memory Memory
 	bootID string
+	// layout is sampleLayout's.
+	layout uint64
 
 	// making is held while a tree is made or given up: both change what the probe counts where.
 	making sync.Mutex
@@ -124,6 +126,7 @@ func New(config Config, probe process.Probe, host *host.Probe, sink Sink, memory
 		config: config, probe: probe, host: host, sink: sink, memory: memory,
 		cgroup:   cgroup.New(cgroup.Config{ProcRoot: config.ProcRoot}),
 		bootID:   strings.TrimSpace(string(bootID)),
+		layout:   sampleLayout(),
 		forest:   forest{byID: map[process.TreeID]*tree{}},
 		subjects: map[int]*subject{},
 		stop:     make(chan struct{}),
@@ -301,8 +304,8 @@ func (t *Tracker) subject(c Caller, hello bool) (*subject, error) {
 
 // newSubject makes the tree of c and reads where its counters stand. The caller holds making.
 func (t *Tracker) newSubject(c Caller, hello bool) *subject {
-	s := &subject{key: c.Process, store: fmt.Sprintf("%s/%d/%d", t.bootID, c.PID, c.StartTicks), heard: make(chan struct{}, 1)}
-	s.contexts.init()
+	s := t.emptySubject(c.Process)
+	var moved []*tree
 	tracked, err := t.probe.Track(c.Process)
 	switch {
 	case errors.Is(err, process.ErrGone):
@@ -310,21 +313,41 @@ func (t *Tracker) newSubject(c Caller, hello bool) *subject {
 	case err != nil:
 		s.untracked = fmt.Sprintf("the process cannot be followed: %v", err)
 	default:
-		s.tree = &tree{id: tracked.ID, root: c.Process, peak: t.probe.NewPeak([]process.TreeID{tracked.ID})}
-		t.forest.insert(s.tree, tracked.Parent, func(root probes.Process) bool { return descends(t.config.ProcRoot, root, c.Process) })
-	}
-	state, err := t.memory.Recall(s.store)
-	if err != nil {
-		t.counters.unrecalled.Add(1)
+		s.tree = &tree{id: tracked.ID, set: tracked.Set, root: c.Process, peak: t.probe.NewPeak([]process.TreeID{tracked.ID})}
+		moved = t.forest.insert(s.tree, tracked.Parent, func(root probes.Process) bool { return descends(t.config.ProcRoot, root, c.Process) })
 	}
 	t.measure(s, true)
 	_, s.now.cpu = t.host.CPU(host.CPUTimes{})
 	s.start(hello)
+	if s.tree != nil {
+		for _, inner := range moved {
+			t.keep(inner)
+		}
+		s.tree.start = treeStart{s.packNow(), s.edge, hello}
+		t.keep(s.tree)
+	}
+	t.recall(s)
+	return s
+}
+
+func (t *Tracker) emptySubject(key probes.Process) *subject {
+	s := &subject{
+		key: key, store: fmt.Sprintf("%s/%d/%d", t.bootID, key.PID, key.StartTicks), heard: make(chan struct{}, 1), layout: t.layout,
+	}
+	s.contexts.init()
+	return s
+}
+
+// recall takes up what an agent before this one has stored of s.
+func (t *Tracker) recall(s *subject) {
+	state, err := t.memory.Recall(s.store)
+	if err != nil {
+		t.counters.unrecalled.Add(1)
+	}
 	if len(state) > 0 && !s.restore(state) {
 		t.counters.unrecalled.Add(1)
 	}
 	t.steps.Add(int64(len(s.steps.sets)))
-	return s
 }
 
 // descends walks from p up to the process that it descends from, or not.
@@ -350,13 +373,20 @@ func (t *Tracker) giveUp(s *subject) {
 		return
 	}
 	s.tree.peak.Close()
-	t.forest.remove(s.tree, func() process.Counters {
+	if s.left && s.tree.set != 0 {
+		return // the next agent's
+	}
+	changed := t.forest.remove(s.tree, func() process.Counters {
 		var last process.Snapshot
 		if err := t.probe.Snapshot([]process.TreeID{s.tree.id}, nil, &last); err != nil || len(last.Trees) == 0 {
 			return process.Counters{}
 		}
 		return last.Trees[0].Counters
 	})
+	// Before the tree goes: its share is in a note, or the tree is still there.
+	for _, other := range changed {
+		t.keep(other)
+	}
 	t.probe.Release(s.tree.id)
 }
 
@@ -382,7 +412,7 @@ func (t *Tracker) Status() Status {
 }
 
 type counters struct {
-	records, runsEnded, refusedProcesses, refusedAttributes, droppedMetrics, clientDrops, cappedSteps, unrecalled, unread atomic.Uint64
+	records, runsEnded, refusedProcesses, refusedAttributes, droppedMetrics, clientDrops, cappedSteps, unrecalled, unread, unkept atomic.Uint64
 }
 
 func (c *counters) read() map[string]uint64 {
@@ -396,6 +426,7 @@ func (c *counters) read() map[string]uint64 {
 		"runs.records_without_step": c.cappedSteps.Load(),
 		"runs.states_unread":        c.unrecalled.Load(),
 		"runs.snapshots_unread":     c.unread.Load(),
+		"runs.notes_unkept":         c.unkept.Load(),
 	}
 }
 

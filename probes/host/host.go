@@ -53,6 +53,14 @@ type CPUTimes struct {
 	known       bool
 }
 
+// Seconds gives the point for keeping; At makes it again, until the next boot.
+func (t CPUTimes) Seconds() (busy, total float64, known bool) { return t.busy, t.total, t.known }
+
+// At is the inverse of CPUTimes.Seconds.
+func At(busy, total float64, known bool) CPUTimes {
+	return CPUTimes{busy: busy, total: total, known: known}
+}
+
 // Probe measures the machine. Its methods may be called from any goroutine.
 type Probe struct {
 	config Config

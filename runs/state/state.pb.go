@@ -52,7 +52,10 @@ type State struct {
 	// What the FLOPs calls cost so far, in no order.
 	Costs []*Cost `protobuf:"bytes,14,rep,name=costs,proto3" json:"costs,omitempty"`
 	// What the batches since the latest epoch cost, in no order.
-	Epochs        []*EpochSum `protobuf:"bytes,15,rep,name=epochs,proto3" json:"epochs,omitempty"`
+	Epochs []*EpochSum `protobuf:"bytes,15,rep,name=epochs,proto3" json:"epochs,omitempty"`
+	// What the counters stood at where windows start. They hold as long as the kernel counts on in the same tree.
+	Tree          *Tree     `protobuf:"bytes,16,opt,name=tree,proto3" json:"tree,omitempty"`
+	Samples       []*Sample `protobuf:"bytes,17,rep,name=samples,proto3" json:"samples,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -192,6 +195,304 @@ func (x *State) GetEpochs() []*EpochSum {
 	return nil
 }
 
+func (x *State) GetTree() *Tree {
+	if x != nil {
+		return x.Tree
+	}
+	return nil
+}
+
+func (x *State) GetSamples() []*Sample {
+	if x != nil {
+		return x.Samples
+	}
+	return nil
+}
+
+// A tree of process IDs, as package probes/process numbers them.
+type Tree struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Set           uint64                 `protobuf:"fixed64,1,opt,name=set,proto3" json:"set,omitempty"`
+	Id            uint32                 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Tree) Reset() {
+	*x = Tree{}
+	mi := &file_state_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Tree) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Tree) ProtoMessage() {}
+
+func (x *Tree) ProtoReflect() protoreflect.Message {
+	mi := &file_state_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Tree.ProtoReflect.Descriptor instead.
+func (*Tree) Descriptor() ([]byte, []int) {
+	return file_state_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Tree) GetSet() uint64 {
+	if x != nil {
+		return x.Set
+	}
+	return 0
+}
+
+func (x *Tree) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+// What the counters of a tree and all trees inside it stood at. Words lie in the order of the Go structs' fields.
+type Sample struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names those fields; a sample of another layout is not read.
+	Layout   uint64   `protobuf:"fixed64,1,opt,name=layout,proto3" json:"layout,omitempty"`
+	Counters []uint64 `protobuf:"varint,2,rep,packed,name=counters,proto3" json:"counters,omitempty"`
+	Waits    []uint64 `protobuf:"varint,3,rep,packed,name=waits,proto3" json:"waits,omitempty"`
+	Node     []uint64 `protobuf:"varint,4,rep,packed,name=node,proto3" json:"node,omitempty"`
+	Loss     uint64   `protobuf:"varint,5,opt,name=loss,proto3" json:"loss,omitempty"`
+	// Of the host, in seconds.
+	CpuBusy          float64 `protobuf:"fixed64,6,opt,name=cpu_busy,json=cpuBusy,proto3" json:"cpu_busy,omitempty"`
+	CpuTotal         float64 `protobuf:"fixed64,7,opt,name=cpu_total,json=cpuTotal,proto3" json:"cpu_total,omitempty"`
+	CpuKnown         bool    `protobuf:"varint,8,opt,name=cpu_known,json=cpuKnown,proto3" json:"cpu_known,omitempty"`
+	Cgroup           string  `protobuf:"bytes,9,opt,name=cgroup,proto3" json:"cgroup,omitempty"`
+	CgroupKnown      bool    `protobuf:"varint,10,opt,name=cgroup_known,json=cgroupKnown,proto3" json:"cgroup_known,omitempty"`
+	CgroupSomeMicros *uint64 `protobuf:"varint,11,opt,name=cgroup_some_micros,json=cgroupSomeMicros,proto3,oneof" json:"cgroup_some_micros,omitempty"`
+	CgroupFullMicros *uint64 `protobuf:"varint,12,opt,name=cgroup_full_micros,json=cgroupFullMicros,proto3,oneof" json:"cgroup_full_micros,omitempty"`
+	HostSomeMicros   *uint64 `protobuf:"varint,13,opt,name=host_some_micros,json=hostSomeMicros,proto3,oneof" json:"host_some_micros,omitempty"`
+	HostFullMicros   *uint64 `protobuf:"varint,14,opt,name=host_full_micros,json=hostFullMicros,proto3,oneof" json:"host_full_micros,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *Sample) Reset() {
+	*x = Sample{}
+	mi := &file_state_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sample) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sample) ProtoMessage() {}
+
+func (x *Sample) ProtoReflect() protoreflect.Message {
+	mi := &file_state_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sample.ProtoReflect.Descriptor instead.
+func (*Sample) Descriptor() ([]byte, []int) {
+	return file_state_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Sample) GetLayout() uint64 {
+	if x != nil {
+		return x.Layout
+	}
+	return 0
+}
+
+func (x *Sample) GetCounters() []uint64 {
+	if x != nil {
+		return x.Counters
+	}
+	return nil
+}
+
+func (x *Sample) GetWaits() []uint64 {
+	if x != nil {
+		return x.Waits
+	}
+	return nil
+}
+
+func (x *Sample) GetNode() []uint64 {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *Sample) GetLoss() uint64 {
+	if x != nil {
+		return x.Loss
+	}
+	return 0
+}
+
+func (x *Sample) GetCpuBusy() float64 {
+	if x != nil {
+		return x.CpuBusy
+	}
+	return 0
+}
+
+func (x *Sample) GetCpuTotal() float64 {
+	if x != nil {
+		return x.CpuTotal
+	}
+	return 0
+}
+
+func (x *Sample) GetCpuKnown() bool {
+	if x != nil {
+		return x.CpuKnown
+	}
+	return false
+}
+
+func (x *Sample) GetCgroup() string {
+	if x != nil {
+		return x.Cgroup
+	}
+	return ""
+}
+
+func (x *Sample) GetCgroupKnown() bool {
+	if x != nil {
+		return x.CgroupKnown
+	}
+	return false
+}
+
+func (x *Sample) GetCgroupSomeMicros() uint64 {
+	if x != nil && x.CgroupSomeMicros != nil {
+		return *x.CgroupSomeMicros
+	}
+	return 0
+}
+
+func (x *Sample) GetCgroupFullMicros() uint64 {
+	if x != nil && x.CgroupFullMicros != nil {
+		return *x.CgroupFullMicros
+	}
+	return 0
+}
+
+func (x *Sample) GetHostSomeMicros() uint64 {
+	if x != nil && x.HostSomeMicros != nil {
+		return *x.HostSomeMicros
+	}
+	return 0
+}
+
+func (x *Sample) GetHostFullMicros() uint64 {
+	if x != nil && x.HostFullMicros != nil {
+		return *x.HostFullMicros
+	}
+	return 0
+}
+
+// What is kept with a tree in the kernel, and so outlives an agent without a record.
+type Note struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where the first windows start.
+	Start          *Sample `protobuf:"bytes,1,opt,name=start,proto3" json:"start,omitempty"`
+	StartUnixNanos int64   `protobuf:"varint,2,opt,name=start_unix_nanos,json=startUnixNanos,proto3" json:"start_unix_nanos,omitempty"`
+	Hello          bool    `protobuf:"varint,3,opt,name=hello,proto3" json:"hello,omitempty"`
+	// What trees inside counted that are gone.
+	Folded *Sample `protobuf:"bytes,4,opt,name=folded,proto3" json:"folded,omitempty"`
+	// The last of them. If it is still there, it is in folded all the same.
+	Folding       uint32 `protobuf:"varint,5,opt,name=folding,proto3" json:"folding,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Note) Reset() {
+	*x = Note{}
+	mi := &file_state_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Note) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Note) ProtoMessage() {}
+
+func (x *Note) ProtoReflect() protoreflect.Message {
+	mi := &file_state_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Note.ProtoReflect.Descriptor instead.
+func (*Note) Descriptor() ([]byte, []int) {
+	return file_state_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Note) GetStart() *Sample {
+	if x != nil {
+		return x.Start
+	}
+	return nil
+}
+
+func (x *Note) GetStartUnixNanos() int64 {
+	if x != nil {
+		return x.StartUnixNanos
+	}
+	return 0
+}
+
+func (x *Note) GetHello() bool {
+	if x != nil {
+		return x.Hello
+	}
+	return false
+}
+
+func (x *Note) GetFolded() *Sample {
+	if x != nil {
+		return x.Folded
+	}
+	return nil
+}
+
+func (x *Note) GetFolding() uint32 {
+	if x != nil {
+		return x.Folding
+	}
+	return 0
+}
+
 // The FLOPs calls of one function, label and context.
 type Cost struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -209,7 +510,7 @@ type Cost struct {
 
 func (x *Cost) Reset() {
 	*x = Cost{}
-	mi := &file_state_proto_msgTypes[1]
+	mi := &file_state_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -221,7 +522,7 @@ func (x *Cost) String() string {
 func (*Cost) ProtoMessage() {}
 
 func (x *Cost) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[1]
+	mi := &file_state_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -234,7 +535,7 @@ func (x *Cost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cost.ProtoReflect.Descriptor instead.
 func (*Cost) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{1}
+	return file_state_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Cost) GetFunction() int32 {
@@ -313,7 +614,7 @@ type EpochSum struct {
 
 func (x *EpochSum) Reset() {
 	*x = EpochSum{}
-	mi := &file_state_proto_msgTypes[2]
+	mi := &file_state_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -325,7 +626,7 @@ func (x *EpochSum) String() string {
 func (*EpochSum) ProtoMessage() {}
 
 func (x *EpochSum) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[2]
+	mi := &file_state_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -338,7 +639,7 @@ func (x *EpochSum) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EpochSum.ProtoReflect.Descriptor instead.
 func (*EpochSum) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{2}
+	return file_state_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *EpochSum) GetLabel() string {
@@ -514,14 +815,21 @@ type Window struct {
 	// Records so far.
 	NextSeq uint64 `protobuf:"varint,1,opt,name=next_seq,json=nextSeq,proto3" json:"next_seq,omitempty"`
 	// Where the next window starts.
-	EndUnixNanos  int64 `protobuf:"varint,2,opt,name=end_unix_nanos,json=endUnixNanos,proto3" json:"end_unix_nanos,omitempty"`
+	EndUnixNanos int64 `protobuf:"varint,2,opt,name=end_unix_nanos,json=endUnixNanos,proto3" json:"end_unix_nanos,omitempty"`
+	// One more than the index in State.samples of what the counters stood at then; 0 = not known.
+	Sample uint32 `protobuf:"varint,3,opt,name=sample,proto3" json:"sample,omitempty"`
+	First  bool   `protobuf:"varint,4,opt,name=first,proto3" json:"first,omitempty"`
+	Gap    bool   `protobuf:"varint,5,opt,name=gap,proto3" json:"gap,omitempty"`
+	Unread bool   `protobuf:"varint,6,opt,name=unread,proto3" json:"unread,omitempty"`
+	// The largest RSS in the window so far.
+	PeakBytes     uint64 `protobuf:"varint,7,opt,name=peak_bytes,json=peakBytes,proto3" json:"peak_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Window) Reset() {
 	*x = Window{}
-	mi := &file_state_proto_msgTypes[3]
+	mi := &file_state_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -533,7 +841,7 @@ func (x *Window) String() string {
 func (*Window) ProtoMessage() {}
 
 func (x *Window) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[3]
+	mi := &file_state_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -546,7 +854,7 @@ func (x *Window) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Window.ProtoReflect.Descriptor instead.
 func (*Window) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{3}
+	return file_state_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Window) GetNextSeq() uint64 {
@@ -559,6 +867,41 @@ func (x *Window) GetNextSeq() uint64 {
 func (x *Window) GetEndUnixNanos() int64 {
 	if x != nil {
 		return x.EndUnixNanos
+	}
+	return 0
+}
+
+func (x *Window) GetSample() uint32 {
+	if x != nil {
+		return x.Sample
+	}
+	return 0
+}
+
+func (x *Window) GetFirst() bool {
+	if x != nil {
+		return x.First
+	}
+	return false
+}
+
+func (x *Window) GetGap() bool {
+	if x != nil {
+		return x.Gap
+	}
+	return false
+}
+
+func (x *Window) GetUnread() bool {
+	if x != nil {
+		return x.Unread
+	}
+	return false
+}
+
+func (x *Window) GetPeakBytes() uint64 {
+	if x != nil {
+		return x.PeakBytes
 	}
 	return 0
 }
@@ -580,7 +923,7 @@ type Context struct {
 
 func (x *Context) Reset() {
 	*x = Context{}
-	mi := &file_state_proto_msgTypes[4]
+	mi := &file_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -592,7 +935,7 @@ func (x *Context) String() string {
 func (*Context) ProtoMessage() {}
 
 func (x *Context) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[4]
+	mi := &file_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -605,7 +948,7 @@ func (x *Context) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Context.ProtoReflect.Descriptor instead.
 func (*Context) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{4}
+	return file_state_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Context) GetName() string {
@@ -670,7 +1013,7 @@ type Sums struct {
 
 func (x *Sums) Reset() {
 	*x = Sums{}
-	mi := &file_state_proto_msgTypes[5]
+	mi := &file_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -682,7 +1025,7 @@ func (x *Sums) String() string {
 func (*Sums) ProtoMessage() {}
 
 func (x *Sums) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[5]
+	mi := &file_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -695,7 +1038,7 @@ func (x *Sums) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sums.ProtoReflect.Descriptor instead.
 func (*Sums) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{5}
+	return file_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Sums) GetStartUnixNanos() int64 {
@@ -731,7 +1074,7 @@ type Peak struct {
 
 func (x *Peak) Reset() {
 	*x = Peak{}
-	mi := &file_state_proto_msgTypes[6]
+	mi := &file_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -743,7 +1086,7 @@ func (x *Peak) String() string {
 func (*Peak) ProtoMessage() {}
 
 func (x *Peak) ProtoReflect() protoreflect.Message {
-	mi := &file_state_proto_msgTypes[6]
+	mi := &file_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -756,7 +1099,7 @@ func (x *Peak) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peak.ProtoReflect.Descriptor instead.
 func (*Peak) Descriptor() ([]byte, []int) {
-	return file_state_proto_rawDescGZIP(), []int{6}
+	return file_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Peak) GetBytes() uint64 {
@@ -791,7 +1134,7 @@ var File_state_proto protoreflect.FileDescriptor
 
 const file_state_proto_rawDesc = "" +
 	"\n" +
-	"\vstate.proto\x12\x12prov4ml.runs.state\x1a\frecord.proto\"\xac\x06\n" +
+	"\vstate.proto\x12\x12prov4ml.runs.state\x1a\frecord.proto\"\x90\a\n" +
 	"\x05State\x12\x16\n" +
 	"\x06schema\x18\x01 \x01(\rR\x06schema\x121\n" +
 	"\aprocess\x18\x02 \x01(\v2\x17.prov4ml.record.ProcessR\aprocess\x12@\n" +
@@ -812,13 +1155,44 @@ const file_state_proto_rawDesc = "" +
 	"\x06opened\x18\f \x01(\bR\x06opened\x12 \n" +
 	"\vtraceparent\x18\r \x01(\tR\vtraceparent\x12.\n" +
 	"\x05costs\x18\x0e \x03(\v2\x18.prov4ml.runs.state.CostR\x05costs\x124\n" +
-	"\x06epochs\x18\x0f \x03(\v2\x1c.prov4ml.runs.state.EpochSumR\x06epochs\x1aV\n" +
+	"\x06epochs\x18\x0f \x03(\v2\x1c.prov4ml.runs.state.EpochSumR\x06epochs\x12,\n" +
+	"\x04tree\x18\x10 \x01(\v2\x18.prov4ml.runs.state.TreeR\x04tree\x124\n" +
+	"\asamples\x18\x11 \x03(\v2\x1a.prov4ml.runs.state.SampleR\asamples\x1aV\n" +
 	"\fWindowsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x05R\x03key\x120\n" +
 	"\x05value\x18\x02 \x01(\v2\x1a.prov4ml.runs.state.WindowR\x05value:\x028\x01\x1a=\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb1\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"(\n" +
+	"\x04Tree\x12\x10\n" +
+	"\x03set\x18\x01 \x01(\x06R\x03set\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\rR\x02id\"\xa6\x04\n" +
+	"\x06Sample\x12\x16\n" +
+	"\x06layout\x18\x01 \x01(\x06R\x06layout\x12\x1a\n" +
+	"\bcounters\x18\x02 \x03(\x04R\bcounters\x12\x14\n" +
+	"\x05waits\x18\x03 \x03(\x04R\x05waits\x12\x12\n" +
+	"\x04node\x18\x04 \x03(\x04R\x04node\x12\x12\n" +
+	"\x04loss\x18\x05 \x01(\x04R\x04loss\x12\x19\n" +
+	"\bcpu_busy\x18\x06 \x01(\x01R\acpuBusy\x12\x1b\n" +
+	"\tcpu_total\x18\a \x01(\x01R\bcpuTotal\x12\x1b\n" +
+	"\tcpu_known\x18\b \x01(\bR\bcpuKnown\x12\x16\n" +
+	"\x06cgroup\x18\t \x01(\tR\x06cgroup\x12!\n" +
+	"\fcgroup_known\x18\n" +
+	" \x01(\bR\vcgroupKnown\x121\n" +
+	"\x12cgroup_some_micros\x18\v \x01(\x04H\x00R\x10cgroupSomeMicros\x88\x01\x01\x121\n" +
+	"\x12cgroup_full_micros\x18\f \x01(\x04H\x01R\x10cgroupFullMicros\x88\x01\x01\x12-\n" +
+	"\x10host_some_micros\x18\r \x01(\x04H\x02R\x0ehostSomeMicros\x88\x01\x01\x12-\n" +
+	"\x10host_full_micros\x18\x0e \x01(\x04H\x03R\x0ehostFullMicros\x88\x01\x01B\x15\n" +
+	"\x13_cgroup_some_microsB\x15\n" +
+	"\x13_cgroup_full_microsB\x13\n" +
+	"\x11_host_some_microsB\x13\n" +
+	"\x11_host_full_micros\"\xc6\x01\n" +
+	"\x04Note\x120\n" +
+	"\x05start\x18\x01 \x01(\v2\x1a.prov4ml.runs.state.SampleR\x05start\x12(\n" +
+	"\x10start_unix_nanos\x18\x02 \x01(\x03R\x0estartUnixNanos\x12\x14\n" +
+	"\x05hello\x18\x03 \x01(\bR\x05hello\x122\n" +
+	"\x06folded\x18\x04 \x01(\v2\x1a.prov4ml.runs.state.SampleR\x06folded\x12\x18\n" +
+	"\afolding\x18\x05 \x01(\rR\afolding\"\xb1\x01\n" +
 	"\x04Cost\x12\x1a\n" +
 	"\bfunction\x18\x01 \x01(\x05R\bfunction\x12\x14\n" +
 	"\x05label\x18\x02 \x01(\tR\x05label\x12\x18\n" +
@@ -859,10 +1233,16 @@ const file_state_proto_rawDesc = "" +
 	"\ano_peak\x18\x17 \x01(\tR\x06noPeak\x12\x1e\n" +
 	"\n" +
 	"signatures\x18\x18 \x03(\tR\n" +
-	"signatures\"I\n" +
+	"signatures\"\xc0\x01\n" +
 	"\x06Window\x12\x19\n" +
 	"\bnext_seq\x18\x01 \x01(\x04R\anextSeq\x12$\n" +
-	"\x0eend_unix_nanos\x18\x02 \x01(\x03R\fendUnixNanos\"\x9d\x02\n" +
+	"\x0eend_unix_nanos\x18\x02 \x01(\x03R\fendUnixNanos\x12\x16\n" +
+	"\x06sample\x18\x03 \x01(\rR\x06sample\x12\x14\n" +
+	"\x05first\x18\x04 \x01(\bR\x05first\x12\x10\n" +
+	"\x03gap\x18\x05 \x01(\bR\x03gap\x12\x16\n" +
+	"\x06unread\x18\x06 \x01(\bR\x06unread\x12\x1d\n" +
+	"\n" +
+	"peak_bytes\x18\a \x01(\x04R\tpeakBytes\"\x9d\x02\n" +
 	"\aContext\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
 	"\bhas_name\x18\x02 \x01(\bR\ahasName\x121\n" +
@@ -897,38 +1277,45 @@ func file_state_proto_rawDescGZIP() []byte {
 	return file_state_proto_rawDescData
 }
 
-var file_state_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_state_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_state_proto_goTypes = []any{
 	(*State)(nil),          // 0: prov4ml.runs.state.State
-	(*Cost)(nil),           // 1: prov4ml.runs.state.Cost
-	(*EpochSum)(nil),       // 2: prov4ml.runs.state.EpochSum
-	(*Window)(nil),         // 3: prov4ml.runs.state.Window
-	(*Context)(nil),        // 4: prov4ml.runs.state.Context
-	(*Sums)(nil),           // 5: prov4ml.runs.state.Sums
-	(*Peak)(nil),           // 6: prov4ml.runs.state.Peak
-	nil,                    // 7: prov4ml.runs.state.State.WindowsEntry
-	nil,                    // 8: prov4ml.runs.state.State.AttributesEntry
-	(*record.Process)(nil), // 9: prov4ml.record.Process
-	(*record.Segment)(nil), // 10: prov4ml.record.Segment
+	(*Tree)(nil),           // 1: prov4ml.runs.state.Tree
+	(*Sample)(nil),         // 2: prov4ml.runs.state.Sample
+	(*Note)(nil),           // 3: prov4ml.runs.state.Note
+	(*Cost)(nil),           // 4: prov4ml.runs.state.Cost
+	(*EpochSum)(nil),       // 5: prov4ml.runs.state.EpochSum
+	(*Window)(nil),         // 6: prov4ml.runs.state.Window
+	(*Context)(nil),        // 7: prov4ml.runs.state.Context
+	(*Sums)(nil),           // 8: prov4ml.runs.state.Sums
+	(*Peak)(nil),           // 9: prov4ml.runs.state.Peak
+	nil,                    // 10: prov4ml.runs.state.State.WindowsEntry
+	nil,                    // 11: prov4ml.runs.state.State.AttributesEntry
+	(*record.Process)(nil), // 12: prov4ml.record.Process
+	(*record.Segment)(nil), // 13: prov4ml.record.Segment
 }
 var file_state_proto_depIdxs = []int32{
-	9,  // 0: prov4ml.runs.state.State.process:type_name -> prov4ml.record.Process
-	7,  // 1: prov4ml.runs.state.State.windows:type_name -> prov4ml.runs.state.State.WindowsEntry
-	4,  // 2: prov4ml.runs.state.State.contexts:type_name -> prov4ml.runs.state.Context
-	5,  // 3: prov4ml.runs.state.State.run:type_name -> prov4ml.runs.state.Sums
-	6,  // 4: prov4ml.runs.state.State.peak:type_name -> prov4ml.runs.state.Peak
-	8,  // 5: prov4ml.runs.state.State.attributes:type_name -> prov4ml.runs.state.State.AttributesEntry
-	1,  // 6: prov4ml.runs.state.State.costs:type_name -> prov4ml.runs.state.Cost
-	2,  // 7: prov4ml.runs.state.State.epochs:type_name -> prov4ml.runs.state.EpochSum
-	10, // 8: prov4ml.runs.state.Context.segment:type_name -> prov4ml.record.Segment
-	5,  // 9: prov4ml.runs.state.Context.totals:type_name -> prov4ml.runs.state.Sums
-	5,  // 10: prov4ml.runs.state.Context.step_totals:type_name -> prov4ml.runs.state.Sums
-	3,  // 11: prov4ml.runs.state.State.WindowsEntry.value:type_name -> prov4ml.runs.state.Window
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	12, // 0: prov4ml.runs.state.State.process:type_name -> prov4ml.record.Process
+	10, // 1: prov4ml.runs.state.State.windows:type_name -> prov4ml.runs.state.State.WindowsEntry
+	7,  // 2: prov4ml.runs.state.State.contexts:type_name -> prov4ml.runs.state.Context
+	8,  // 3: prov4ml.runs.state.State.run:type_name -> prov4ml.runs.state.Sums
+	9,  // 4: prov4ml.runs.state.State.peak:type_name -> prov4ml.runs.state.Peak
+	11, // 5: prov4ml.runs.state.State.attributes:type_name -> prov4ml.runs.state.State.AttributesEntry
+	4,  // 6: prov4ml.runs.state.State.costs:type_name -> prov4ml.runs.state.Cost
+	5,  // 7: prov4ml.runs.state.State.epochs:type_name -> prov4ml.runs.state.EpochSum
+	1,  // 8: prov4ml.runs.state.State.tree:type_name -> prov4ml.runs.state.Tree
+	2,  // 9: prov4ml.runs.state.State.samples:type_name -> prov4ml.runs.state.Sample
+	2,  // 10: prov4ml.runs.state.Note.start:type_name -> prov4ml.runs.state.Sample
+	2,  // 11: prov4ml.runs.state.Note.folded:type_name -> prov4ml.runs.state.Sample
+	13, // 12: prov4ml.runs.state.Context.segment:type_name -> prov4ml.record.Segment
+	8,  // 13: prov4ml.runs.state.Context.totals:type_name -> prov4ml.runs.state.Sums
+	8,  // 14: prov4ml.runs.state.Context.step_totals:type_name -> prov4ml.runs.state.Sums
+	6,  // 15: prov4ml.runs.state.State.WindowsEntry.value:type_name -> prov4ml.runs.state.Window
+	16, // [16:16] is the sub-list for method output_type
+	16, // [16:16] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_state_proto_init() }
@@ -936,14 +1323,15 @@ func file_state_proto_init() {
 	if File_state_proto != nil {
 		return
 	}
-	file_state_proto_msgTypes[4].OneofWrappers = []any{}
+	file_state_proto_msgTypes[2].OneofWrappers = []any{}
+	file_state_proto_msgTypes[7].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_state_proto_rawDesc), len(file_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

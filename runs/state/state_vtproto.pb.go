@@ -49,6 +49,32 @@ func (m *State) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if len(m.Samples) > 0 {
+		for iNdEx := len(m.Samples) - 1; iNdEx >= 0; iNdEx-- {
+			size, err := m.Samples[iNdEx].MarshalToSizedBufferVT(dAtA[:i])
+			if err != nil {
+				return 0, err
+			}
+			i -= size
+			i = protohelpers.EncodeVarint(dAtA, i, uint64(size))
+			i--
+			dAtA[i] = 0x1
+			i--
+			dAtA[i] = 0x8a
+		}
+	}
+	if m.Tree != nil {
+		size, err := m.Tree.MarshalToSizedBufferVT(dAtA[:i])
+		if err != nil {
+			return 0, err
+		}
+		i -= size
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(size))
+		i--
+		dAtA[i] = 0x1
+		i--
+		dAtA[i] = 0x82
+	}
 	if len(m.Epochs) > 0 {
 		for iNdEx := len(m.Epochs) - 1; iNdEx >= 0; iNdEx-- {
 			size, err := m.Epochs[iNdEx].MarshalToSizedBufferVT(dAtA[:i])
@@ -212,6 +238,286 @@ func (m *State) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.Schema))
 		i--
 		dAtA[i] = 0x8
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *Tree) MarshalVT() (dAtA []byte, err error) {
+	if m == nil {
+		return nil, nil
+	}
+	size := m.SizeVT()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBufferVT(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *Tree) MarshalToVT(dAtA []byte) (int, error) {
+	size := m.SizeVT()
+	return m.MarshalToSizedBufferVT(dAtA[:size])
+}
+
+func (m *Tree) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
+	if m == nil {
+		return 0, nil
+	}
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.unknownFields != nil {
+		i -= len(m.unknownFields)
+		copy(dAtA[i:], m.unknownFields)
+	}
+	if m.Id != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.Id))
+		i--
+		dAtA[i] = 0x10
+	}
+	if m.Set != 0 {
+		i -= 8
+		binary.LittleEndian.PutUint64(dAtA[i:], uint64(m.Set))
+		i--
+		dAtA[i] = 0x9
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *Sample) MarshalVT() (dAtA []byte, err error) {
+	if m == nil {
+		return nil, nil
+	}
+	size := m.SizeVT()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBufferVT(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *Sample) MarshalToVT(dAtA []byte) (int, error) {
+	size := m.SizeVT()
+	return m.MarshalToSizedBufferVT(dAtA[:size])
+}
+
+func (m *Sample) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
+	if m == nil {
+		return 0, nil
+	}
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.unknownFields != nil {
+		i -= len(m.unknownFields)
+		copy(dAtA[i:], m.unknownFields)
+	}
+	if m.HostFullMicros != nil {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(*m.HostFullMicros))
+		i--
+		dAtA[i] = 0x70
+	}
+	if m.HostSomeMicros != nil {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(*m.HostSomeMicros))
+		i--
+		dAtA[i] = 0x68
+	}
+	if m.CgroupFullMicros != nil {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(*m.CgroupFullMicros))
+		i--
+		dAtA[i] = 0x60
+	}
+	if m.CgroupSomeMicros != nil {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(*m.CgroupSomeMicros))
+		i--
+		dAtA[i] = 0x58
+	}
+	if m.CgroupKnown {
+		i--
+		if m.CgroupKnown {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x50
+	}
+	if len(m.Cgroup) > 0 {
+		i -= len(m.Cgroup)
+		copy(dAtA[i:], m.Cgroup)
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(len(m.Cgroup)))
+		i--
+		dAtA[i] = 0x4a
+	}
+	if m.CpuKnown {
+		i--
+		if m.CpuKnown {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x40
+	}
+	if m.CpuTotal != 0 {
+		i -= 8
+		binary.LittleEndian.PutUint64(dAtA[i:], uint64(math.Float64bits(float64(m.CpuTotal))))
+		i--
+		dAtA[i] = 0x39
+	}
+	if m.CpuBusy != 0 {
+		i -= 8
+		binary.LittleEndian.PutUint64(dAtA[i:], uint64(math.Float64bits(float64(m.CpuBusy))))
+		i--
+		dAtA[i] = 0x31
+	}
+	if m.Loss != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.Loss))
+		i--
+		dAtA[i] = 0x28
+	}
+	if len(m.Node) > 0 {
+		var pksize2 int
+		for _, num := range m.Node {
+			pksize2 += protohelpers.SizeOfVarint(uint64(num))
+		}
+		i -= pksize2
+		j1 := i
+		for _, num := range m.Node {
+			for num >= 1<<7 {
+				dAtA[j1] = uint8(uint64(num)&0x7f | 0x80)
+				num >>= 7
+				j1++
+			}
+			dAtA[j1] = uint8(num)
+			j1++
+		}
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(pksize2))
+		i--
+		dAtA[i] = 0x22
+	}
+	if len(m.Waits) > 0 {
+		var pksize4 int
+		for _, num := range m.Waits {
+			pksize4 += protohelpers.SizeOfVarint(uint64(num))
+		}
+		i -= pksize4
+		j3 := i
+		for _, num := range m.Waits {
+			for num >= 1<<7 {
+				dAtA[j3] = uint8(uint64(num)&0x7f | 0x80)
+				num >>= 7
+				j3++
+			}
+			dAtA[j3] = uint8(num)
+			j3++
+		}
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(pksize4))
+		i--
+		dAtA[i] = 0x1a
+	}
+	if len(m.Counters) > 0 {
+		var pksize6 int
+		for _, num := range m.Counters {
+			pksize6 += protohelpers.SizeOfVarint(uint64(num))
+		}
+		i -= pksize6
+		j5 := i
+		for _, num := range m.Counters {
+			for num >= 1<<7 {
+				dAtA[j5] = uint8(uint64(num)&0x7f | 0x80)
+				num >>= 7
+				j5++
+			}
+			dAtA[j5] = uint8(num)
+			j5++
+		}
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(pksize6))
+		i--
+		dAtA[i] = 0x12
+	}
+	if m.Layout != 0 {
+		i -= 8
+		binary.LittleEndian.PutUint64(dAtA[i:], uint64(m.Layout))
+		i--
+		dAtA[i] = 0x9
+	}
+	return len(dAtA) - i, nil
+}
+
+func (m *Note) MarshalVT() (dAtA []byte, err error) {
+	if m == nil {
+		return nil, nil
+	}
+	size := m.SizeVT()
+	dAtA = make([]byte, size)
+	n, err := m.MarshalToSizedBufferVT(dAtA[:size])
+	if err != nil {
+		return nil, err
+	}
+	return dAtA[:n], nil
+}
+
+func (m *Note) MarshalToVT(dAtA []byte) (int, error) {
+	size := m.SizeVT()
+	return m.MarshalToSizedBufferVT(dAtA[:size])
+}
+
+func (m *Note) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
+	if m == nil {
+		return 0, nil
+	}
+	i := len(dAtA)
+	_ = i
+	var l int
+	_ = l
+	if m.unknownFields != nil {
+		i -= len(m.unknownFields)
+		copy(dAtA[i:], m.unknownFields)
+	}
+	if m.Folding != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.Folding))
+		i--
+		dAtA[i] = 0x28
+	}
+	if m.Folded != nil {
+		size, err := m.Folded.MarshalToSizedBufferVT(dAtA[:i])
+		if err != nil {
+			return 0, err
+		}
+		i -= size
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(size))
+		i--
+		dAtA[i] = 0x22
+	}
+	if m.Hello {
+		i--
+		if m.Hello {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x18
+	}
+	if m.StartUnixNanos != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.StartUnixNanos))
+		i--
+		dAtA[i] = 0x10
+	}
+	if m.Start != nil {
+		size, err := m.Start.MarshalToSizedBufferVT(dAtA[:i])
+		if err != nil {
+			return 0, err
+		}
+		i -= size
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(size))
+		i--
+		dAtA[i] = 0xa
 	}
 	return len(dAtA) - i, nil
 }
@@ -542,6 +848,46 @@ func (m *Window) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.PeakBytes != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.PeakBytes))
+		i--
+		dAtA[i] = 0x38
+	}
+	if m.Unread {
+		i--
+		if m.Unread {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x30
+	}
+	if m.Gap {
+		i--
+		if m.Gap {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x28
+	}
+	if m.First {
+		i--
+		if m.First {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x20
+	}
+	if m.Sample != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.Sample))
+		i--
+		dAtA[i] = 0x18
+	}
 	if m.EndUnixNanos != 0 {
 		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.EndUnixNanos))
 		i--
@@ -868,6 +1214,124 @@ func (m *State) SizeVT() (n int) {
 			n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
 		}
 	}
+	if m.Tree != nil {
+		l = m.Tree.SizeVT()
+		n += 2 + l + protohelpers.SizeOfVarint(uint64(l))
+	}
+	if len(m.Samples) > 0 {
+		for _, e := range m.Samples {
+			l = e.SizeVT()
+			n += 2 + l + protohelpers.SizeOfVarint(uint64(l))
+		}
+	}
+	n += len(m.unknownFields)
+	return n
+}
+
+func (m *Tree) SizeVT() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Set != 0 {
+		n += 9
+	}
+	if m.Id != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.Id))
+	}
+	n += len(m.unknownFields)
+	return n
+}
+
+func (m *Sample) SizeVT() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Layout != 0 {
+		n += 9
+	}
+	if len(m.Counters) > 0 {
+		l = 0
+		for _, e := range m.Counters {
+			l += protohelpers.SizeOfVarint(uint64(e))
+		}
+		n += 1 + protohelpers.SizeOfVarint(uint64(l)) + l
+	}
+	if len(m.Waits) > 0 {
+		l = 0
+		for _, e := range m.Waits {
+			l += protohelpers.SizeOfVarint(uint64(e))
+		}
+		n += 1 + protohelpers.SizeOfVarint(uint64(l)) + l
+	}
+	if len(m.Node) > 0 {
+		l = 0
+		for _, e := range m.Node {
+			l += protohelpers.SizeOfVarint(uint64(e))
+		}
+		n += 1 + protohelpers.SizeOfVarint(uint64(l)) + l
+	}
+	if m.Loss != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.Loss))
+	}
+	if m.CpuBusy != 0 {
+		n += 9
+	}
+	if m.CpuTotal != 0 {
+		n += 9
+	}
+	if m.CpuKnown {
+		n += 2
+	}
+	l = len(m.Cgroup)
+	if l > 0 {
+		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
+	}
+	if m.CgroupKnown {
+		n += 2
+	}
+	if m.CgroupSomeMicros != nil {
+		n += 1 + protohelpers.SizeOfVarint(uint64(*m.CgroupSomeMicros))
+	}
+	if m.CgroupFullMicros != nil {
+		n += 1 + protohelpers.SizeOfVarint(uint64(*m.CgroupFullMicros))
+	}
+	if m.HostSomeMicros != nil {
+		n += 1 + protohelpers.SizeOfVarint(uint64(*m.HostSomeMicros))
+	}
+	if m.HostFullMicros != nil {
+		n += 1 + protohelpers.SizeOfVarint(uint64(*m.HostFullMicros))
+	}
+	n += len(m.unknownFields)
+	return n
+}
+
+func (m *Note) SizeVT() (n int) {
+	if m == nil {
+		return 0
+	}
+	var l int
+	_ = l
+	if m.Start != nil {
+		l = m.Start.SizeVT()
+		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
+	}
+	if m.StartUnixNanos != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.StartUnixNanos))
+	}
+	if m.Hello {
+		n += 2
+	}
+	if m.Folded != nil {
+		l = m.Folded.SizeVT()
+		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
+	}
+	if m.Folding != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.Folding))
+	}
 	n += len(m.unknownFields)
 	return n
 }
@@ -1010,6 +1474,21 @@ func (m *Window) SizeVT() (n int) {
 	}
 	if m.EndUnixNanos != 0 {
 		n += 1 + protohelpers.SizeOfVarint(uint64(m.EndUnixNanos))
+	}
+	if m.Sample != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.Sample))
+	}
+	if m.First {
+		n += 2
+	}
+	if m.Gap {
+		n += 2
+	}
+	if m.Unread {
+		n += 2
+	}
+	if m.PeakBytes != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.PeakBytes))
 	}
 	n += len(m.unknownFields)
 	return n
