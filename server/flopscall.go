@@ -3,6 +3,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"errors"
 	"math"
 	"strconv"
 	"time"
@@ -20,6 +21,11 @@ func (s *Server) takeBatch(c *conn, m *prov4mlv1.LogFlopsPerBatchRequest, stream
 			return runs.Call{}, err
 		}
 		totals, err := s.costs.batch(memoKey(caller), m)
+		if r := (*refusal)(nil); streamed && errors.As(err, &r) && r.kind == refusedSignature {
+			// Nobody waits for a refusal that would make the client send the operators again: the call is kept, without its number.
+			s.counters.add(refusedSignature, 1)
+			totals, err = flops.Missing("", r.sentence), nil
+		}
 		if err != nil {
 			return runs.Call{}, err
 		}

@@ -80,6 +80,30 @@ func TestStream(t *testing.T) {
 	}
 }
 
+// A signature that was given up: nobody would hear the refusal, so the call is recorded without its number.
+func TestStreamKeepsACallOfAnUnknownSignature(t *testing.T) {
+	r := start(t, &fakeTracker{})
+	stream := r.client(false).LogStream(t.Context())
+	batch := &prov4mlv1.LogFlopsPerBatchRequest{Label: "a", Cost: &prov4mlv1.LogFlopsPerBatchRequest_Signature{Signature: "s"}}
+	if err := stream.Send(&prov4mlv1.LogStreamRequest{Call: &prov4mlv1.LogStreamRequest_LogFlopsPerBatch{LogFlopsPerBatch: batch}}); err != nil {
+		t.Fatal(err)
+	}
+	res, err := stream.CloseAndReceive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res.Msg.GetAccepted() != 1 || res.Msg.GetRefused() != 0 {
+		t.Errorf("answer %v", res.Msg)
+	}
+	taken := r.tracker.taken()
+	if len(taken) != 1 || !taken[0].call.Cost.Nothing || !strings.Contains(taken[0].call.Cost.Missing, `signature "s"`) {
+		t.Errorf("taken %+v", taken)
+	}
+	if n := r.counter(refusedSignature); n != 1 {
+		t.Errorf("%s = %d", refusedSignature, n)
+	}
+}
+
 // The commits hang: nothing that is streamed waits for them, and the answer does.
 func TestStreamMeasuresOnReceipt(t *testing.T) {
 	committed := make(chan struct{})
@@ -205,7 +229,7 @@ func TestStreamGoesOnAfterABadMessage(t *testing.T) {
 		}
 		return envelope(0, data)
 	}
-	flops := envelope(0, []byte(`{"logFlopsPerBatch":{"label":"a","signature":"s"}}`))
+	flops := envelope(0, []byte(`{"logFlopsPerBatch":{"label":"a"}}`))
 	for name, bad := range map[string]struct {
 		envelope []byte
 		sentence string
@@ -218,7 +242,7 @@ func TestStreamGoesOnAfterABadMessage(t *testing.T) {
 		"context":        {envelope(0, []byte(`{"logSystemMetrics":{"context":"`+strings.Repeat("a", 1025)+`"}}`)), "context has 1025 bytes", refusedTextBytes},
 		"no call":        {envelope(0, []byte(`{}`)), "holds no call", refusedValue},
 		"no gzip":        {envelope(1, []byte(`{}`)), "no gzip", refusedDecode},
-		"FLOPs":          {flops, "is not known of this process", refusedSignature},
+		"FLOPs":          {flops, "none of operators", refusedValue},
 		"subject":        {envelope(0, []byte(`{"logSystemMetrics":{"subject":9}}`)), "subject is 9", refusedValue},
 	} {
 		t.Run(name, func(t *testing.T) {

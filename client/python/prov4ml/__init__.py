@@ -28,6 +28,7 @@ from ._version import VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from ._costs import Costs as _Costs
@@ -41,6 +42,7 @@ __all__ = [
     "log_metric",
     "log_param",
     "log_system_metrics",
+    "register_counter",
     "start_run",
     "start_run_ctx",
 ]
@@ -82,12 +84,13 @@ def log_flops_per_batch(
     batch: object,
     context: object = None,
     step: object = None,
-    synchronous: object = True,
+    synchronous: object = False,
     timestamp: object = None,
 ) -> None:
     """Logs the FLOPs that the model spends on the batch: forward, and backward if model.training.
 
     The model is neither run nor changed. batch is what the training step gets: a tensor, (inputs, target), a dict.
+    Made for every step, so it does not wait for the agent unless synchronous is true.
     """
     try:
         fields = f'{_fields(context, step, timestamp)}"label":{_wire.quote(str(label))},'
@@ -111,6 +114,24 @@ def log_flops_per_epoch(
         _counting().log_epoch(fields, model, dataset, _truth(synchronous))
     except Exception as error:
         _swallow("log_flops_per_epoch", error)
+
+
+def register_counter(
+    type: type[Any],
+    fn: Callable[[Any, Any], Any] | None,
+) -> None:
+    """Counts models of a class, subclasses too, with fn(model, batch), before anything else; None removes it.
+
+    fn returns the FLOPs of the batch (1 multiply-accumulate = 2): an int for the forward, a pair (forward, backward),
+    or a mapping with the keys forward, backward and dtype. It runs in the log call; what it raises, or an answer that is
+    no positive number, is the reason on the record. Torch is not imported.
+    """
+    try:
+        from . import _flops
+
+        _flops.register_counter(type, fn)
+    except Exception as error:
+        _swallow("register_counter", error)
 
 
 def start_run(

@@ -71,7 +71,7 @@ def test_context_is_the_originals() -> None:
     assert len({Context.TRAINING, Context.TRAINING, Context.TESTING}) == 2
 
 
-COMMON = ("seq", "monotonicNanos")
+COMMON = ("seq", "monotonicNanos", "synchronous")
 
 T = Context.TRAINING
 FORMS = [
@@ -121,7 +121,8 @@ def test_form(calls: Any, agent: Agent, name: str, args: Any, kwargs: Any, messa
         assert taken.message.pop("count") == {**cost, "method": "user"}
     assert {key: value for key, value in taken.message.items() if key not in COMMON} == message
     assert taken.function == "".join(word.capitalize() for word in name.split("_"))
-    assert not taken.streamed
+    # The call that is made for every step does not wait, unless it is told to.
+    assert taken.streamed == (name == "log_flops_per_batch" and "synchronous" not in kwargs)
     assert taken.message["seq"] == 1
     assert taken.message["monotonicNanos"] > 0
 

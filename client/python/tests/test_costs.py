@@ -71,8 +71,8 @@ OPERATORS = {"signature": "s", "operators": [{"name": "aten.mm", "count": 2}]}
 
 
 def test_operators_first_then_the_signature(package: Any, flops: Flops, agent: Agent) -> None:
-    package.log_flops_per_batch("f", None, Cost({"operators": OPERATORS}), Context.TRAINING, 1)
-    package.log_flops_per_batch("f", None, Cost({"signature": "s"}), Context.TRAINING, 2)
+    package.log_flops_per_batch("f", None, Cost({"operators": OPERATORS}), Context.TRAINING, 1, synchronous=True)
+    package.log_flops_per_batch("f", None, Cost({"signature": "s"}), Context.TRAINING, 2, synchronous=True)
     package.log_flops_per_batch("f", None, Cost({"signature": "s"}), Context.TRAINING, 3, False)
     assert [message(t) for t in agent.wait_logs(3)] == [
         {"operators": OPERATORS},
@@ -87,7 +87,7 @@ def test_an_epoch_brings_the_operators_that_are_not_there_yet(package: Any, flop
         {"signature": "t", "batches": 1},
         {"signature": "forgotten", "batches": 1},
     ]
-    package.log_flops_per_batch("f", None, Cost({"operators": OPERATORS}))
+    package.log_flops_per_batch("f", None, Cost({"operators": OPERATORS}), synchronous=True)
     package.log_flops_per_epoch("e", None, Cost({"batches": batches}))
     package.log_flops_per_epoch("e", None, Cost({"batches": batches}))
     other = {"signature": "t", "operators": [{"name": "aten.mm"}]}
@@ -100,15 +100,15 @@ def test_an_epoch_brings_the_operators_that_are_not_there_yet(package: Any, flop
 
 def test_a_new_agent_gets_the_operators_again(package: Any, flops: Flops, path: str, agents: list[Agent]) -> None:
     agents.append(Agent(path))
-    package.log_flops_per_batch("f", None, Cost({"operators": OPERATORS}))
+    package.log_flops_per_batch("f", None, Cost({"operators": OPERATORS}), synchronous=True)
     package.log_system_metrics("x", 1)
     agents[0].remove()
     package.log_system_metrics("x", 2)  # finds out
-    package.log_flops_per_batch("f", None, Cost({"signature": "s"}))
+    package.log_flops_per_batch("f", None, Cost({"signature": "s"}), synchronous=True)
     agents.append(Agent(path))
     time.sleep(0.2)
-    package.log_flops_per_batch("f", None, Cost({"signature": "s"}))
-    package.log_flops_per_batch("f", None, Cost({"signature": "s"}))
+    package.log_flops_per_batch("f", None, Cost({"signature": "s"}), synchronous=True)
+    package.log_flops_per_batch("f", None, Cost({"signature": "s"}), synchronous=True)
     again = {"signature": "s", "operators": [{"name": "aten.mm"}]}
     taken = [t for t in agents[1].wait_logs(4) if t.function == "LogFlopsPerBatch"]
     parts = [message(t) for t in sorted(taken, key=lambda t: t.message["seq"])]
@@ -130,10 +130,10 @@ def test_an_agent_that_does_not_know_a_signature(
         return Reply()
 
     agents.append(Agent(path, decide=decide))
-    package.log_flops_per_batch("f", None, Cost({"operators": OPERATORS}), None, 1)
+    package.log_flops_per_batch("f", None, Cost({"operators": OPERATORS}), None, 1, synchronous=True)
     known.clear()
-    package.log_flops_per_batch("f", None, Cost({"signature": "s"}), None, 2)
-    package.log_flops_per_batch("f", None, Cost({"signature": "s"}), None, 3)
+    package.log_flops_per_batch("f", None, Cost({"signature": "s"}), None, 2, synchronous=True)
+    package.log_flops_per_batch("f", None, Cost({"signature": "s"}), None, 3, synchronous=True)
     assert [(t.message["step"], sorted(message(t))) for t in agents[0].logs()] == [
         (1, ["operators"]),
         (2, ["operators"]),
@@ -195,7 +195,7 @@ def test_an_agent_without_the_functions(package: Any, flops: Flops, path: str, a
     refusal = Reply(status=501, body={"code": "unimplemented", "message": "FLOPs come with a later version"})
     agents.append(Agent(path, decide=lambda taken: refusal if "Flops" in taken.function else Reply()))
     for step in range(5):
-        package.log_flops_per_batch("f", None, Cost({"operators": OPERATORS}), None, step)
+        package.log_flops_per_batch("f", None, Cost({"operators": OPERATORS}), None, step, synchronous=True)
         package.log_flops_per_epoch("f", None, Cost({"count": {"forward": "1"}}), None, step)
         package.log_system_metrics("x", step)
     assert len(agents[0].logs()) == 5
@@ -260,3 +260,36 @@ def test_the_end_does_not_wait_longer_than_asked(agent: Agent) -> None:
     )
     assert done.returncode == 0
     assert time.monotonic() - began < 5
+
+
+def test_a_registered_counter(agent: Agent) -> None:
+    """Needs no torch, and importing the package loads nothing for it."""
+    done = script(
+        """
+        import sys
+        import prov4ml
+
+        class Model: pass
+        class Derived(Model): pass
+
+        print("prov4ml._flops" in sys.modules)
+        print(prov4ml.register_counter(Model, lambda model, batch: (10 * len(batch), 20 * len(batch))))
+        prov4ml.log_flops_per_batch("f", Derived(), [1, 2], "x", 1)
+        prov4ml.log_flops_per_epoch("e", Derived(), [[1, 2], [3]], "x", 1)
+        prov4ml.register_counter(Model, None)
+        prov4ml.log_flops_per_batch("f", Derived(), [1, 2], "x", 2)
+        print("torch" in sys.modules)
+        """
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "False\nNone\nFalse\n", "")
+    batch, epoch, gone = (message(taken)["count"] for taken in agent.wait_logs(3))
+    assert batch == {"method": "user", "forward": "20", "backward": "40"}
+    assert epoch == {"method": "user", "forward": "30", "backward": "60"}
+    assert "register_counter(Derived, fn)" in gone["missingReason"]
+
+
+@pytest.mark.parametrize(("cls", "fn"), [(object(), len), (list, 3), (None, None)])
+def test_a_registration_that_cannot_be(package: Any, said: Any, cls: Any, fn: Any) -> None:
+    assert package.register_counter(cls, fn) is None
+    assert len(said()) == 1
+    assert "register_counter failed and the training goes on: TypeError: register_counter: the " in said()[0]
