@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,10 +11,12 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/prov4ml/agent/probes"
 	"github.com/prov4ml/agent/record"
 )
 
@@ -73,10 +76,30 @@ type home struct {
 	// missing says why there is none; empty = there is one.
 	missing string
 	found   time.Time
+	open    *openFiles
+}
+
+// openFiles are those that are read each time. Nobody closes those of a process that has exited but the garbage collector.
+type openFiles struct{ usage, peak, pressure *probes.File }
+
+func (h *home) openFiles() *openFiles {
+	name := func(file string) *probes.File { return probes.NewFile(filepath.Join(h.dir, file)) }
+	return &openFiles{usage: name(h.usage), peak: name(h.peak), pressure: name(h.pressure)}
+}
+
+func (o *openFiles) close() {
+	o.usage.Close()
+	o.peak.Close()
+	o.pressure.Close()
 }
 
 // Probe reads cgroups. Its methods may be called from any goroutine.
-type Probe struct{ config Config }
+type Probe struct {
+	config Config
+
+	mu       sync.Mutex
+	pressure *probes.File // the host's
+}
 
 // New makes a probe.
 func New(config Config) *Probe {
@@ -86,11 +109,11 @@ func New(config Config) *Probe {
 	if config.MaxAge == 0 {
 		config.MaxAge = 10 * time.Millisecond
 	}
-	return &Probe{config}
+	return &Probe{config: config, pressure: probes.NewFile(filepath.Join(config.ProcRoot, "pressure", "memory"))}
 }
 
 // Read returns the memory cgroup of a process, or last where that is a reading of the same process and young enough. Of a process that
-// has exited it reads the cgroup of last.
+// has exited it reads the cgroup of last. The readings of one process are made one after the other: they share open files.
 func (p *Probe) Read(pid int, last *Memory) Memory {
 	now := time.Now()
 	if last != nil && (last.pid != pid || last.taken.IsZero()) {
@@ -121,14 +144,14 @@ func (p *Probe) readHome(m, last *Memory, now time.Time) {
 		m.State, m.Reason = record.State_ABSENT, "cgroup: "+h.missing
 		return
 	}
-	m.UsageBytes = readNumber(filepath.Join(h.dir, h.usage), "")
+	m.UsageBytes = numberOf(h.open.usage, h.usage, "")
 	if m.UsageBytes.State != record.State_OK {
 		m.State, m.Reason = record.State_ABSENT, "cgroup: no cgroup of the process accounts memory, or it is gone"
 		return
 	}
 	m.State, m.Path, m.LimitBytes = record.State_OK, h.path, h.limitBytes
-	m.PeakBytes = readNumber(filepath.Join(h.dir, h.peak), h.noPeak)
-	m.SomeMicros, m.FullMicros = h.readPressure(h.dir)
+	m.PeakBytes = numberOf(h.open.peak, h.peak, h.noPeak)
+	m.SomeMicros, m.FullMicros = h.readPressure()
 	if last != nil && last.home.dir == h.dir && now.Sub(last.partsTaken) < slower*p.config.MaxAge {
 		m.AnonBytes, m.FileBytes, m.ShmemBytes, m.KernelBytes = last.AnonBytes, last.FileBytes, last.ShmemBytes, last.KernelBytes
 		m.partsTaken = last.partsTaken
@@ -150,6 +173,14 @@ func (p *Probe) findHome(pid int, last *Memory, now time.Time) home {
 		h.choose()
 	}
 	h.found = now
+	if last != nil && last.home.open != nil {
+		if h.missing == "" && h.dir == last.home.dir {
+			h.open = last.home.open
+			return h
+		}
+		last.home.open.close()
+	}
+	h.open = h.openFiles()
 	return h
 }
 
@@ -309,14 +340,23 @@ func readLimit(file string) (uint64, bool) {
 	return v.Amount, v.State == record.State_OK && v.Amount < noLimit
 }
 
-func readNumber(file, missing string) Value {
-	text, err := os.ReadFile(file)
+func readNumber(path, missing string) Value {
+	file := probes.NewFile(path)
+	defer file.Close()
+	return numberOf(file, filepath.Base(path), missing)
+}
+
+// numberOf reads a file that holds a number; missing is the reason when it is not there.
+func numberOf(file *probes.File, name, missing string) Value {
+	var buffer [64]byte
+	text, err := file.Read(buffer[:])
 	if err != nil {
 		return notRead(err, missing)
 	}
-	n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+	text = bytes.TrimSpace(text)
+	n, err := strconv.ParseUint(string(text), 10, 64)
 	if err != nil { // v2 writes max for no limit
-		return Value{State: record.State_ABSENT, Reason: fmt.Sprintf("%s is %q", filepath.Base(file), strings.TrimSpace(string(text)))}
+		return Value{State: record.State_ABSENT, Reason: fmt.Sprintf("%s is %q", name, text)}
 	}
 	return Value{Amount: n, State: record.State_OK}
 }
@@ -364,18 +404,21 @@ func (f files) readStat(dir string, m *Memory) {
 	}
 }
 
-func (f files) readPressure(dir string) (some, full Value) {
-	if f.pressure == "" {
-		v := Value{State: record.State_UNSUPPORTED, Reason: f.noPressure}
-		return v, v
+func (h *home) readPressure() (some, full Value) {
+	none := Value{State: record.State_UNSUPPORTED, Reason: h.noPressure}
+	if h.pressure == "" {
+		return none, none
 	}
-	text, err := os.ReadFile(filepath.Join(dir, f.pressure))
+	var buffer [pressureBytes]byte
+	text, err := h.open.pressure.Read(buffer[:])
 	if err != nil { // EOPNOTSUPP where PSI was not switched on at boot
-		v := Value{State: record.State_UNSUPPORTED, Reason: f.noPressure}
-		return v, v
+		return none, none
 	}
 	return parsePressure(string(text))
 }
+
+// pressureBytes hold the two lines of PSI.
+const pressureBytes = 256
 
 // parsePressure reads the totals of "some avg10=0.00 avg60=0.00 avg300=0.00 total=0" and of "full ..." (Documentation/accounting/psi.rst).
 func parsePressure(text string) (some, full Value) {
@@ -403,7 +446,10 @@ func parsePressure(text string) (some, full Value) {
 
 // hostPressure reads the same totals of the whole machine.
 func (p *Probe) hostPressure() (some, full Value) {
-	text, err := os.ReadFile(filepath.Join(p.config.ProcRoot, "pressure", "memory"))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var buffer [pressureBytes]byte
+	text, err := p.pressure.Read(buffer[:])
 	if err != nil {
 		v := Value{State: record.State_UNSUPPORTED, Reason: noPSI}
 		return v, v

@@ -4,9 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"strconv"
+
+	"github.com/prov4ml/agent/probes"
 )
 
 // errLine says that a file of procfs is not as expected.
@@ -15,31 +15,19 @@ var errLine = errors.New("no such line")
 // headBytes hold the lines that are wanted of /proc/meminfo (the first three) and /proc/stat (the first).
 const headBytes = 512
 
-// procFile reads the beginning of a file of procfs again and again: it stays open, since opening and closing cost as much as
-// the reading. The kernel makes the text anew for each read from offset 0. Its zero value is not open yet. One goroutine at a
-// time uses it.
+// procFile is a file of which the beginning is read. Its zero value but for path is ready. One goroutine at a time uses it.
 type procFile struct {
 	path string
-	file *os.File
+	file *probes.File
 	head [headBytes]byte
 }
 
 // read returns the file's beginning, valid until the next read.
 func (f *procFile) read() ([]byte, error) {
 	if f.file == nil {
-		file, err := os.Open(f.path)
-		if err != nil {
-			return nil, err
-		}
-		f.file = file
+		f.file = probes.NewFile(f.path)
 	}
-	n, err := f.file.ReadAt(f.head[:], 0)
-	if err != nil && !errors.Is(err, io.EOF) {
-		_ = f.file.Close()
-		f.file = nil
-		return nil, err
-	}
-	return f.head[:n], nil
+	return f.file.Read(f.head[:])
 }
 
 // parseMemory finds MemTotal and MemAvailable (since 3.14) in the beginning of /proc/meminfo, in kB.

@@ -1,8 +1,6 @@
 package host
 
 import (
-	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/shirou/gopsutil/v3/cpu"
@@ -100,20 +98,5 @@ func TestOldKernelIsReadByGopsutil(t *testing.T) {
 	root := proc(t, "MemTotal: 1000 kB\nMemFree: 100 kB\nBuffers: 50 kB\nCached: 350 kB\n", "")
 	if got := New(Config{ProcRoot: root}).Memory(); got.Percent != 55 {
 		t.Errorf("got %+v, want 55", got)
-	}
-}
-
-func TestProcFileIsOpenedWhenItIsThere(t *testing.T) {
-	f := procFile{path: filepath.Join(t.TempDir(), "stat")}
-	if _, err := f.read(); err == nil {
-		t.Fatal("read a file that is not there")
-	}
-	for _, text := range []string{"one", "two and more"} {
-		if err := os.WriteFile(f.path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if got, err := f.read(); err != nil || string(got) != text {
-			t.Errorf("got %q, %v; want %q", got, err, text)
-		}
 	}
 }
