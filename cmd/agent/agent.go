@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"time"
 
@@ -22,6 +23,7 @@ type agentConfig struct {
 	socket   server.SocketConfig
 	store    store.Config
 	pipeline otel.Config
+	probe    process.Config
 	runs     runs.Config
 	// peak is what the user says that the devices can do at most; nil = nothing.
 	peak *flops.Override
@@ -62,7 +64,15 @@ func startAgent(ctx context.Context, config agentConfig) (_ *agent, err error) {
 	if a.pipeline, err = otel.Start(ctx, config.pipeline); err != nil {
 		return nil, fmt.Errorf("set up delivery: %w", err)
 	}
-	if a.probe, err = process.Open(process.Config{}); err != nil {
+	// What dead agents of other state directories have left. This one's own set is its own to judge, now that it has the store's lock.
+	abandoned, err := process.RemoveAbandoned(config.probe.PinDir)
+	for _, set := range abandoned {
+		config.log.Info("removed what an agent that has been gone for long had pinned", "set", describe(set))
+	}
+	if err != nil && !errors.Is(err, fs.ErrPermission) {
+		config.log.Warn("what dead agents have pinned is not all removed", "error", err)
+	}
+	if a.probe, err = process.Open(config.probe); err != nil {
 		return nil, fmt.Errorf("start measuring processes: %w", err)
 	}
 	hostProbe := host.New(host.Config{})

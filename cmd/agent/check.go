@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -20,7 +21,8 @@ import (
 
 // checkCommand says what works on this node. It attaches every probe for a moment and changes nothing.
 type checkCommand struct {
-	JSON bool `help:"One JSON array instead of lines."`
+	JSON   bool   `help:"One JSON array instead of lines."`
+	PinDir string `help:"Where serve pins its counting, in a bpf file system." default:"/sys/fs/bpf/prov4ml" env:"PROV4ML_PIN_DIR"`
 }
 
 // finding is one line of check.
@@ -35,7 +37,8 @@ type finding struct {
 
 // Run prints the findings.
 func (c checkCommand) Run(s streams) error {
-	findings := []finding{kernel(), btf(), capabilities(), bpffs()}
+	findings := []finding{kernel(), btf(), capabilities()}
+	findings = append(findings, pins(c.PinDir)...)
 	probe, err := process.Open(process.Config{})
 	if err != nil {
 		findings = append(findings, finding{Name: "process probes", Detail: err.Error()})
@@ -149,16 +152,26 @@ func capabilities() finding {
 	}
 }
 
-func bpffs() finding {
-	const path = "/sys/fs/bpf"
-	var stat unix.Statfs_t
-	if err := unix.Statfs(path, &stat); err != nil || stat.Type != unix.BPF_FS_MAGIC {
-		return finding{
-			Name: "bpffs", Detail: "not mounted at " + path,
-			Cure: "serve then does not count while it restarts: mount -t bpf bpf " + path,
-		}
+// pins says whether serve can count on while it restarts, and what is pinned.
+func pins(dir string) []finding {
+	if err := process.CanPin(dir); err != nil {
+		return []finding{{
+			Name: "bpffs", Detail: err.Error(), Cure: "serve then does not count while it restarts: mount -t bpf bpf " + filepath.Dir(dir),
+		}}
 	}
-	return finding{Name: "bpffs", OK: true, Detail: path}
+	sets, err := process.PinnedSets(dir)
+	all := []finding{{Name: "bpffs", OK: err == nil, Detail: fmt.Sprintf("pinned sets in %s: %d", dir, len(sets))}}
+	if err != nil {
+		all[0].Detail += ": " + err.Error()
+	}
+	for _, set := range sets {
+		f := finding{Name: "pinned set", OK: !set.Dead(), Detail: describe(set)}
+		if !f.OK {
+			f.Cure = "its agent is gone; the next serve of that state directory takes it over, or prov4ml-agent cleanup removes it"
+		}
+		all = append(all, f)
+	}
+	return all
 }
 
 // endpoints says whether the receivers that the environment names take connections: one finding for each address.

@@ -28,6 +28,7 @@ type commands struct {
 	Run     runCommand     `cmd:"" help:"One job, no set-up: runs CMD, follows it, prints a summary, writes records and OTLP files."`
 	Check   checkCommand   `cmd:"" help:"What works on this node, a line per capability and probe: ok, or why not and what to do."`
 	Report  reportCommand  `cmd:"" help:"The summary of an earlier run again."`
+	Cleanup cleanupCommand `cmd:"" help:"Remove what ended agents have left pinned in the kernel to go on counting."`
 	Demo    demoCommand    `cmd:"" help:"Proves a claim on this machine."`
 	Version versionCommand `cmd:"" help:"Print the version."`
 	Launch  launchCommand  `cmd:"" hidden:"" help:"Wait for the go-ahead on file descriptor 3, then become CMD."`

@@ -16,6 +16,7 @@ import (
 
 	"github.com/prov4ml/agent/flops"
 	"github.com/prov4ml/agent/otel"
+	"github.com/prov4ml/agent/probes/process"
 	"github.com/prov4ml/agent/runs"
 	"github.com/prov4ml/agent/server"
 	"github.com/prov4ml/agent/store"
@@ -28,7 +29,8 @@ type serveCommand struct {
 	State       string        `help:"Directory of the record store." default:"/var/lib/prov4ml" env:"PROV4ML_STATE"`
 	Out         string        `help:"Write traces.jsonl and metrics.jsonl (OTLP JSON lines) here too." placeholder:"DIR" env:"PROV4ML_OUT"`
 	MetricsStep string        `help:"How a metric point shows its step: attribute, or exemplar for stores that index series (Prometheus)." enum:"attribute,exemplar" default:"attribute" env:"PROV4ML_METRICS_STEP"`
-	NoPin       bool          `help:"Do not pin the counting in /sys/fs/bpf: it then stops while the agent restarts." env:"PROV4ML_NO_PIN"`
+	NoPin       bool          `help:"Pin nothing, and remove what an earlier serve has pinned: counting then stops while the agent restarts." env:"PROV4ML_NO_PIN"`
+	PinDir      string        `help:"Where counting is pinned, in a bpf file system: it goes on for 10 minutes without the agent, and the next serve with the same --state takes it over." default:"/sys/fs/bpf/prov4ml" env:"PROV4ML_PIN_DIR"`
 	Settle      time.Duration `help:"How long after a process's end its late writeback and orphans still count." default:"60s" env:"PROV4ML_SETTLE"`
 	PeakFlops   string        `help:"Dense peak FLOP/s of the devices by dtype, for MFU, where the built-in table does not know them: bf16=989e12,tf32=494.7e12." placeholder:"DTYPE=FLOPS,..." env:"PROV4ML_PEAK_FLOPS"`
 	MaxBytes    int64         `help:"Bytes of records kept; beyond it the oldest go, the delivered first." default:"1073741824" env:"PROV4ML_MAX_BYTES"`
@@ -77,15 +79,19 @@ func (c serveCommand) Run(s streams) error {
 		pipeline: otel.Config{
 			MetricsStep: otel.StepMode(c.MetricsStep), OTLP: receiver, Directory: c.Out, Log: log,
 		},
-		runs: runs.Config{Settle: settle(c.Settle), Resource: nodeResource()},
-		peak: peak,
-		log:  log,
+		probe: process.Config{StateDir: c.State, PinDir: c.PinDir, NoPin: c.NoPin},
+		runs:  runs.Config{Settle: settle(c.Settle), Resource: nodeResource()},
+		peak:  peak,
+		log:   log,
 	})
 	if err != nil {
 		return err
 	}
-	working, broken := 0, 0
+	working, broken, restarts := 0, 0, ""
 	for _, status := range a.probe.Status() {
+		if status.Name == process.KeepStatus {
+			restarts = status.Reason
+		}
 		if status.OK {
 			working++
 			continue
@@ -95,7 +101,8 @@ func (c serveCommand) Run(s streams) error {
 	}
 	log.Info("ready", "version", version, "socket", c.Socket, "state", c.State, "out", c.Out,
 		"otlp_traces", receiver.Traces.String(), "otlp_metrics", receiver.Metrics.String(),
-		"probes_working", working, "probes_not_working", broken)
+		"probes_working", working, "probes_not_working", broken,
+		"counting_across_restarts", restarts)
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		log.Warn("systemd is not told that the agent is ready", "error", err)
 	}

@@ -74,7 +74,10 @@ func openKernel(refuse func(program string) error, config Config) (*kernel, []pr
 	set, whyNot := config.pinSet()
 	if set != nil {
 		if config.NoPin {
-			whyNot = errors.Join(errNoPin, removeSet(set.dir))
+			whyNot = errNoPin
+			if err := removeSet(set.dir); err != nil {
+				whyNot = err
+			}
 			set = nil
 		} else {
 			limit = set.limit
@@ -138,7 +141,7 @@ func (k *kernel) complete() bool {
 
 // sayKept adds the line about pins.
 func (k *kernel) sayKept(detail string, err error) {
-	line := probes.Status{Name: keepLine, OK: err == nil, Source: record.Source_EBPF, Reason: detail}
+	line := probes.Status{Name: KeepStatus, OK: err == nil || errors.Is(err, errNoPin), Source: record.Source_EBPF, Reason: detail}
 	if err != nil {
 		line.Reason = err.Error()
 		if errors.Is(err, errNoBPFFS) {

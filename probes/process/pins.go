@@ -113,10 +113,26 @@ func namePinSet(pinDir, stateDir string, limit time.Duration) (*pinSet, error) {
 		absolute = resolved
 	}
 	sum := sha256.Sum256([]byte(absolute))
-	s := &pinSet{dir: filepath.Join(pinDir, hex.EncodeToString(sum[:8])), limit: limit}
+	s := &pinSet{dir: filepath.Join(pinDir, hex.EncodeToString(sum[:setNameBytes])), limit: limit}
 	s.value.Layout = pinLayout()
 	copy(s.value.StateDir[:], absolute)
 	return s, nil
+}
+
+// CanPin says whether a directory is, or would be, of a bpf file system; empty = DefaultPinDir.
+func CanPin(pinDir string) error {
+	if pinDir == "" {
+		pinDir = DefaultPinDir
+	}
+	return isBPFFS(pinDir)
+}
+
+// setNameBytes of a hash name a set, in hexadecimal digits.
+const setNameBytes = 8
+
+func isSetName(name string) bool {
+	decoded, err := hex.DecodeString(name)
+	return err == nil && len(decoded) == setNameBytes && strings.ToLower(name) == name
 }
 
 // errNoBPFFS says that there is no place for pins.
@@ -342,6 +358,9 @@ func PinnedSets(pinDir string) ([]PinnedSet, error) {
 	var sets []PinnedSet
 	var errs []error
 	for _, e := range entries {
+		if !isSetName(e.Name()) || !e.IsDir() {
+			continue // not ours
+		}
 		set, err := readSet(filepath.Join(pinDir, e.Name()))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // removed meanwhile

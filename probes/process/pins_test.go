@@ -59,7 +59,7 @@ func (k *kernel) mustClose(t *testing.T) {
 func keptBy(t *testing.T, k *kernel) string {
 	t.Helper()
 	for _, line := range k.Status() {
-		if line.Name == keepLine {
+		if line.Name == KeepStatus {
 			return line.Reason
 		}
 	}
@@ -353,12 +353,19 @@ func TestProgramsStopWithoutAnAgent(t *testing.T) {
 		t.Errorf("removed %+v, %v: its agent was there just now", removed, err)
 	}
 	heartbeatIs(t, set, heartbeatLimit+time.Minute)
+	foreign := filepath.Join(config.PinDir, "somebody-elses")
+	if err := os.Mkdir(foreign, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	removed, err := RemoveAbandoned(config.PinDir)
 	if err != nil || len(removed) != 1 || removed[0].StateDir != config.StateDir || removed[0].Age < heartbeatLimit {
 		t.Errorf("removed %+v, %v", removed, err)
 	}
 	if sets := setsIn(t, config.PinDir); len(sets) != 0 {
 		t.Errorf("left: %+v", sets)
+	}
+	if _, err := os.Stat(foreign); err != nil {
+		t.Errorf("what is not ours is touched: %v", err)
 	}
 }
 
@@ -401,7 +408,7 @@ func TestNoPin(t *testing.T) {
 		t.Fatal(err)
 	}
 	k.mustClose(t)
-	if line := status[len(status)-1]; line.Name != keepLine || line.OK || !strings.Contains(line.Reason, "switched off") {
+	if line := status[len(status)-1]; line.Name != KeepStatus || !line.OK || !strings.Contains(line.Reason, "switched off") {
 		t.Errorf("status %+v", line)
 	}
 	if sets := setsIn(t, config.PinDir); len(sets) != 0 {

@@ -11,8 +11,8 @@ import (
 	"github.com/prov4ml/agent/probes"
 )
 
-// keepLine is the name of the status line about pins.
-const keepLine = "counting across restarts"
+// KeepStatus is the name of the status line about pins, which is there when Config.StateDir is given.
+const KeepStatus = "counting across restarts"
 
 // takeOver goes on with the set that the agent before this one has left. It returns nil when there is none that can be used, and why.
 func takeOver(refuse func(program string) error, set *pinSet) (*kernel, error) {
