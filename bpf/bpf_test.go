@@ -26,7 +26,7 @@ func TestLayoutNamesEveryObject(t *testing.T) {
 	if len(objects) == 0 {
 		t.Error("no objects")
 	}
-	if Layout() == [32]byte{} || Layout() != Layout() {
+	if first := Layout(); first == [32]byte{} || Layout() != first {
 		t.Error("no layout")
 	}
 }
