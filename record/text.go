@@ -31,6 +31,10 @@ func CheckText(r *LogCall) error {
 		c.text("logged metric", m.GetKey())
 		c.text("logged metric's context", m.GetContext())
 	}
+	c.text("error", r.GetError())
+	for _, h := range r.GetHistograms() {
+		c.text("histogram", h.GetName())
+	}
 	return c.err
 }
 
