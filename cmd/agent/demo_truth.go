@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -136,15 +137,17 @@ func (d *truthDemo) play(ctx context.Context) (rows []demoRow, err error) {
 		return nil, fmt.Errorf("make a directory for the socket: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(private)) }()
-	self, err := os.Executable()
-	if err != nil {
-		return nil, fmt.Errorf("find the agent's own binary: %w", err)
-	}
-	release, err := keepCached(self) // every actor is this binary
+	own, err := ownFiles()
 	if err != nil {
 		return nil, err
 	}
-	defer release()
+	for _, file := range own {
+		release, err := keepCached(file)
+		if err != nil {
+			return nil, err
+		}
+		defer release()
+	}
 	log := slog.New(slog.NewTextHandler(d.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	socket := filepath.Join(private, socketFile)
 	a, err := startAgent(ctx, agentConfig{
@@ -291,6 +294,29 @@ func needsEBPF(status []probes.Status) error {
 		}
 	}
 	return nil
+}
+
+// loaderCache is what the dynamic loader reads first, where there is one.
+const loaderCache = "/etc/ld.so.cache"
+
+// ownFiles are the files that every actor reads to start, for it is this binary again: the binary, its libraries, the loader's cache.
+func ownFiles() ([]string, error) {
+	text, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		return nil, fmt.Errorf("find the agent's own files: %w", err)
+	}
+	var files []string
+	if exists(loaderCache) {
+		files = append(files, loaderCache)
+	}
+	for line := range strings.Lines(string(text)) {
+		// Address, permissions, offset, device, inode, path.
+		fields := strings.Fields(line)
+		if len(fields) == 6 && strings.HasPrefix(fields[5], "/") && !slices.Contains(files, fields[5]) && exists(fields[5]) {
+			files = append(files, fields[5])
+		}
+	}
+	return files, nil
 }
 
 // keepCached holds a file in the page cache until release is called. On a machine that is short of memory the job would read it again
