@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -207,6 +208,10 @@ func startServe(t *testing.T, dir string, flags ...string) *serve {
 		socket: filepath.Join(dir, "agent.sock"),
 		state:  filepath.Join(dir, "state"),
 		out:    filepath.Join(dir, "out"),
+	}
+	// A test that restarts it without a gap brings a place for pins. The others leave nothing behind in the kernel.
+	if !slices.Contains(flags, "--pin-dir") {
+		flags = append(flags, "--no-pin")
 	}
 	args := append([]string{"serve", "--socket", s.socket, "--socket-mode", "0666", "--state", s.state, "--out", s.out}, flags...)
 	cmd := exec.Command(binary, args...)
