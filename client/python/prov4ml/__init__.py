@@ -93,8 +93,12 @@ def log_flops_per_batch(
     Made for every step, so it does not wait for the agent unless synchronous is true.
     """
     try:
-        fields = f'{_fields(context, step, timestamp)}"label":{_wire.quote(str(label))},'
-        _counting().log_batch(fields, model, batch, _truth(synchronous))
+        counting = _flops_calls or _counting()
+        if type(context) is Context and type(step) is int and timestamp is None and -_2_63 <= step < _2_63:
+            fields = f'{context._fields}"step":{step},{counting.label(label)}'
+        else:
+            fields = _fields(context, step, timestamp) + counting.label(label)
+        counting.log_batch(fields, model, batch, synchronous is True or _truth(synchronous))
     except Exception as error:
         _swallow("log_flops_per_batch", error)
 
@@ -110,21 +114,19 @@ def log_flops_per_epoch(
 ) -> None:
     """Logs the FLOPs that the model spends on an epoch of the dataset: a DataLoader, a Dataset, a Subset."""
     try:
-        fields = f'{_fields(context, step, timestamp)}"label":{_wire.quote(str(label))},'
-        _counting().log_epoch(fields, model, dataset, _truth(synchronous))
+        counting = _counting()
+        fields = _fields(context, step, timestamp) + counting.label(label)
+        counting.log_epoch(fields, model, dataset, _truth(synchronous))
     except Exception as error:
         _swallow("log_flops_per_epoch", error)
 
 
-def register_counter(
-    type: type[Any],
-    fn: Callable[[Any, Any], Any] | None,
-) -> None:
+def register_counter(type: type[Any], fn: Callable[[Any, Any], Any] | None) -> None:
     """Counts models of a class, subclasses too, with fn(model, batch), before anything else; None removes it.
 
     fn returns the FLOPs of the batch (1 multiply-accumulate = 2): an int for the forward, a pair (forward, backward),
-    or a mapping with the keys forward, backward and dtype. It runs in the log call; what it raises, or an answer that is
-    no positive number, is the reason on the record. Torch is not imported.
+    or a mapping with the keys forward, backward and dtype. It runs in the log call; what it raises, or an answer that
+    is no positive number, is the reason on the record. Torch is not imported.
     """
     try:
         from . import _flops

@@ -8,7 +8,7 @@ operators that it names.
 from __future__ import annotations
 
 import importlib
-import os
+from os import getpid
 from time import monotonic_ns
 
 from . import _wire
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Calls whose cost is not known yet. A training that makes more of them makes them faster than they can be counted.
 _WAITING = 1_024
+# Labels and costs whose text is kept; a program has a few.
+_TEXTS = 4_096
 # What an agent answers that doesn't know a signature.
 _UNKNOWN = ("not_found", "failed_precondition")
 
@@ -35,19 +37,59 @@ class Costs:
         self._begin()
 
     def _begin(self) -> None:
-        self._pid = os.getpid()
+        self._pid = getpid()
         self._flops: Any = None
         self._queue: queue.Queue[Callable[[], None] | None] | None = None
         self._thread: threading.Thread | None = None
         # Signatures whose operators went out on this connection, or are kept to go out first on the next.
         self._connection = -1
         self._told: set[str] = set()
+        # The part of a message for costs whose signature is told: what most calls send.
+        self._texts: dict[Any, str] = {}
+        self._labels: dict[str, str] = {}
+
+    def label(self, label: object) -> str:
+        """The label's part of a message. Raises whatever the object's own __str__ raises."""
+        if type(label) is not str:
+            label = str(label)
+        text = self._labels.get(label)
+        if text is None:
+            if len(self._labels) >= _TEXTS:
+                self._labels.clear()
+            text = self._labels[label] = f'"label":{_wire.quote(label)},'
+        return text
 
     def log_batch(self, fields: str, model: object, batch: object, synchronous: bool) -> None:
-        self._log(_wire.FLOPS_PER_BATCH, "batch_cost", fields, model, batch, synchronous)
+        client = self._client
+        if client.lacks(_wire.FLOPS_PER_BATCH):
+            return
+        if self._pid != getpid():
+            self._begin()
+        made = monotonic_ns()
+        try:
+            cost = (self._flops or self.flops()).batch_cost(model, batch)
+            # The usual case, written out: between two steps of a training every cache is cold.
+            text = self._texts.get(cost)
+            if text is not None and self._connection == client.connection and not self._is_waiting():
+                refusal = client.log(_wire.FLOPS_PER_BATCH, fields + text, synchronous, made)
+                if not refusal and self._connection == client.connection:
+                    return
+                self._after_signature(_wire.FLOPS_PER_BATCH, fields, cost.result(), refusal, synchronous, made)
+                return
+            self._log(_wire.FLOPS_PER_BATCH, fields, cost, synchronous, made)
+        except Exception as error:
+            self._send(_wire.FLOPS_PER_BATCH, fields, _missing(error), synchronous, made)
 
     def log_epoch(self, fields: str, model: object, dataset: object, synchronous: bool) -> None:
-        self._log(_wire.FLOPS_PER_EPOCH, "epoch_cost", fields, model, dataset, synchronous)
+        if self._client.lacks(_wire.FLOPS_PER_EPOCH):
+            return
+        if self._pid != getpid():
+            self._begin()
+        made = monotonic_ns()
+        try:
+            self._log(_wire.FLOPS_PER_EPOCH, fields, self.flops().epoch_cost(model, dataset), synchronous, made)
+        except Exception as error:
+            self._send(_wire.FLOPS_PER_EPOCH, fields, _missing(error), synchronous, made)
 
     def flops(self) -> Any:
         """The counting package."""
@@ -55,21 +97,19 @@ class Costs:
             self._flops = importlib.import_module("prov4ml._flops")
         return self._flops
 
-    def _log(
-        self, function: _wire.Function, ask: str, fields: str, model: object, data: object, synchronous: bool
-    ) -> None:
-        if self._client.lacks(function):
-            return
-        if self._pid != os.getpid():
-            self._begin()
-        made = monotonic_ns()
-        try:
-            cost = getattr(self.flops(), ask)(model, data)
-            if cost.done() and (self._queue is None or not self._queue.unfinished_tasks):
-                self._send(function, fields, cost.result(), synchronous, made)
-                return
-        except Exception as error:
-            self._send(function, fields, _missing(error), synchronous, made)
+    def _is_waiting(self) -> bool:
+        """Whether calls wait for their cost: later ones then go behind them."""
+        return self._queue is not None and self._queue.unfinished_tasks > 0
+
+    def _log(self, function: _wire.Function, fields: str, cost: Any, synchronous: bool, made: int) -> None:
+        if cost.done() and not self._is_waiting():
+            part = cost.result()
+            self._send(function, fields, part, synchronous, made)
+            signature = part.get("signature")
+            if len(part) == 1 and isinstance(signature, str) and signature in self._told:
+                if len(self._texts) >= _TEXTS:
+                    self._texts.clear()
+                self._texts[cost] = _signature_text(signature)
             return
 
         def later() -> None:
@@ -87,24 +127,41 @@ class Costs:
         signature = part.get("signature")
         if len(part) == 1 and isinstance(signature, str):
             if signature in self._told:
-                text = f'{fields}"signature":{_wire.quote(signature)},'
-                if self._client.log(function, text, synchronous, made) not in _UNKNOWN:
-                    self._follow_connection()
-                    self._told.add(signature)
-                    return
-            operators = self.flops().operators(signature)
-            if operators is not None:
-                part = {"operators": operators}
+                refusal = self._client.log(function, fields + _signature_text(signature), synchronous, made)
+                self._after_signature(function, fields, part, refusal, synchronous, made)
+                return
+            part = self._operators(part)
         elif "batches" in part:
             part = self._with_operators(part)
+        self._send_whole(function, fields, part, synchronous, made)
+
+    def _send_whole(
+        self, function: _wire.Function, fields: str, part: dict[str, Any], synchronous: bool, made: int
+    ) -> None:
         self._client.log(function, fields + _text(part), synchronous, made)
         self._follow_connection()
         self._told.update(_signatures(part))
+
+    def _after_signature(
+        self, function: _wire.Function, fields: str, part: dict[str, Any], refusal: str, synchronous: bool, made: int
+    ) -> None:
+        """A bare signature was sent: an agent that does not know it gets the call again, with the operators."""
+        if refusal in _UNKNOWN:
+            self._send_whole(function, fields, self._operators(part), synchronous, made)
+            return
+        self._follow_connection()
+        self._told.add(part["signature"])
+
+    def _operators(self, part: dict[str, Any]) -> dict[str, Any]:
+        """A signature's operators in its place, while they are kept."""
+        operators = self.flops().operators(part["signature"])
+        return part if operators is None else {"operators": operators}
 
     def _follow_connection(self) -> None:
         if self._connection != self._client.connection:
             self._connection = self._client.connection
             self._told.clear()
+            self._texts.clear()
 
     def _with_operators(self, part: dict[str, Any]) -> dict[str, Any]:
         """An epoch's part with the operators of every signature that this connection hasn't carried."""
@@ -147,7 +204,7 @@ class Costs:
     def finish(self, deadline: int) -> None:
         """Waits for the calls whose cost is not known yet, until the deadline (monotonic ns)."""
         thread, waiting = self._thread, self._queue
-        if thread is None or waiting is None or self._pid != os.getpid():
+        if thread is None or waiting is None or self._pid != getpid():
             return
         try:
             waiting.put(None, timeout=_seconds(deadline))
@@ -158,7 +215,7 @@ class Costs:
 
     def close(self, deadline: int) -> None:
         """The process ends: what is being counted may take until the deadline, then its cost is said to be missing."""
-        if self._flops is not None and self._pid == os.getpid():
+        if self._flops is not None and self._pid == getpid():
             self._flops.close(_seconds(deadline))
         self.finish(deadline + 1_000_000_000)
 
@@ -170,6 +227,10 @@ def _seconds(deadline: int) -> float:
 def _missing(error: BaseException) -> dict[str, Any]:
     """A cost that could not be counted, with the reason: absent is not zero."""
     return {"count": {"missingReason": f"{type(error).__name__}: {error}"[:500]}}
+
+
+def _signature_text(signature: str) -> str:
+    return f'"signature":{_wire.quote(signature)},'
 
 
 def _signatures(part: dict[str, Any]) -> list[str]:

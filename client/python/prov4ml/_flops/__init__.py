@@ -44,9 +44,10 @@ What the client core calls
     limit of ``PROV4ML_EXIT_SECONDS``; a second call does nothing.
 
 ``register_counter(type, fn)``
-    Public API, to be re-exported: for models of ``type`` (subclasses too) the cost of a batch is ``fn(model, batch)``:
-    an int (FLOP of the call, 1 multiply-accumulate = 2), a pair ``(forward, backward)``, or a mapping with the keys
-    ``forward``, ``backward``, ``dtype``. It takes precedence over everything else. None as ``fn`` removes it.
+    Public as ``prov4ml.register_counter``, which raises nothing: for models of ``type`` (subclasses too) the cost of a
+    batch is ``fn(model, batch)``: an int (FLOP of the call, 1 multiply-accumulate = 2), a pair ``(forward, backward)``,
+    or a mapping with the keys ``forward``, ``backward``, ``dtype``. It takes precedence over everything else. None as
+    ``fn`` removes it.
 
 What it does to the training
 ============================

@@ -14,7 +14,8 @@ from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple
 Counter = Callable[[Any, Any], Any]
 Count = Dict[str, str]
 
-_registered: Dict[type, Counter] = {}
+# What was registered.
+by_type: Dict[type, Counter] = {}
 _lock = threading.Lock()
 _MAX_DIGITS = 80  # of a decimal integer in the socket's contract
 
@@ -23,7 +24,7 @@ def register_counter(type: type, fn: Optional[Counter]) -> None:  # noqa: A002 -
     """Counts models of a type with fn(model, batch); None removes the counter.
 
     fn returns the FLOP of the call (1 multiply-accumulate = 2) as an int, a pair (forward, backward), or a mapping with
-    the keys forward, backward and dtype. It may be called on another thread than the training's.
+    the keys forward, backward and dtype. It is called in the log call, on its thread.
     """
     if not isinstance(type, _TYPE):
         raise TypeError(f"register_counter: the first argument must be a class, not {type!r}")
@@ -31,9 +32,9 @@ def register_counter(type: type, fn: Optional[Counter]) -> None:  # noqa: A002 -
         raise TypeError(f"register_counter: the second argument must be a function or None, not {fn!r}")
     with _lock:
         if fn is None:
-            _registered.pop(type, None)
+            by_type.pop(type, None)
         else:
-            _registered[type] = fn
+            by_type[type] = fn
 
 
 _TYPE = type
@@ -41,10 +42,10 @@ _TYPE = type
 
 def registered(model: Any) -> Optional[Counter]:
     """The counter registered for the nearest class of model."""
-    if not _registered:
+    if not by_type:
         return None
     for cls in _TYPE(model).__mro__:
-        fn = _registered.get(cls)
+        fn = by_type.get(cls)
         if fn is not None:
             return fn
     return None

@@ -110,7 +110,7 @@ class Tracer:
         state = self._states.get(id(model))
         if state is None or state.model() is not model:
             state = self._new_state(model)
-        if state.torch is None or counters.registered(model) is not None:
+        if state.torch is None or (counters.by_type and counters.registered(model) is not None):
             return self._other(state, model, batch)
         key = state.torch.key(model, batch)
         entry = state.entries.get(key)
