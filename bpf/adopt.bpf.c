@@ -9,7 +9,11 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
+#ifdef EARLY
+#define MAX_DEPTH 256
+#else
 #define MAX_DEPTH 1024
+#endif
 #define NANOS_PER_TICK 10000000 // USER_HZ is 100 on every architecture we know
 
 enum adopt_mode {
@@ -42,7 +46,7 @@ struct {
 // The pid of a task in the pid namespace of the process that reads the iterator; 0 where it has none.
 static __always_inline int pid_here(struct task_struct *task)
 {
-	struct pid *self = BPF_CORE_READ(bpf_get_current_task_btf(), thread_pid);
+	struct pid *self = BPF_CORE_READ(current_task(), thread_pid);
 	struct pid *pid = BPF_CORE_READ(task, thread_pid);
 	__u32 level = BPF_CORE_READ(self, level);
 	if (!pid || level > 32 || BPF_CORE_READ(pid, level) < level)
@@ -76,7 +80,7 @@ static long one_up(__u32 i, struct ancestry *a)
 
 static __always_inline bool move_process(struct task_struct *leader, __u32 from, __u32 to, bool root)
 {
-	struct proc *p = bpf_task_storage_get(&procs, leader, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	struct proc *p = make_proc(leader);
 	if (!p) {
 		lose(LOSS_TREES);
 		return false;
@@ -87,7 +91,7 @@ static __always_inline bool move_process(struct task_struct *leader, __u32 from,
 		unlock_proc(p);
 		return false;
 	}
-	struct member m = {.start_nanos = leader->start_boottime, .tgid = leader->tgid};
+	struct member m = id_of(leader);
 	struct thread_walk w = {};
 	read_usage(leader, p, &w);
 	struct sums *s = sums_of(p->tree);
@@ -118,7 +122,7 @@ int adopt(struct bpf_iter__task *ctx)
 	// A leader only: the pointer is compared as a number, since the verifier knows two types of it.
 	if ((__u64)task->group_leader != (__u64)task)
 		return 0;
-	struct proc *p = bpf_task_storage_get(&procs, task, 0, 0);
+	struct proc *p = proc_of_leader(task);
 	__u32 tree = p ? p->tree : 0;
 
 	switch (a->mode) {
@@ -138,7 +142,13 @@ int adopt(struct bpf_iter__task *ctx)
 		if (tree == a->to || answering(tree) != a->from)
 			return 0;
 		struct ancestry up = {.at = (__u64)task, .root = a->root};
+#ifdef EARLY
+		for (__u32 i = 0; i < MAX_DEPTH; i++)
+			if (one_up(i, &up))
+				break;
+#else
 		bpf_loop(MAX_DEPTH, one_up, &up, 0);
+#endif
 		if (up.below && move_process(task, tree, a->to, false))
 			a->changed++;
 		return 0;

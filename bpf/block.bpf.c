@@ -20,7 +20,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 // Folios of one bio that are looked at. The rest goes to the last owner, and is counted as a loss where it may be
 // another's.
-#define MAX_STEPS 1024
+#define MAX_STEPS 16384
 
 // A bio_vec; its layout never changed.
 struct vec {
@@ -202,9 +202,77 @@ static __always_inline void follow(struct bio *bio, __u32 tree)
 		lose(LOSS_LATENCY);
 }
 
-static __always_inline void charge_write(struct walk *w, struct bio *bio)
+#ifdef EARLY
+
+// As with the walks over threads: see usage.h.
+#define NESTED 4
+
+struct walks {
+	__u64 level;
+	struct walk at[NESTED];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct walks);
+} walks SEC(".maps");
+
+static __always_inline struct walk *walk_at(__u64 level)
+{
+	__u32 zero = 0;
+	struct walks *all = bpf_map_lookup_elem(&walks, &zero);
+	if (!all || level >= NESTED)
+		return NULL;
+	barrier_var(level); // or the bound that the verifier needs is folded into the comparison
+	return &all->at[level & (NESTED - 1)];
+}
+
+__noinline int walk_one_folio(__u64 level)
+{
+	struct walk *w = walk_at(level);
+	return w ? write_step(0, w) : 1;
+}
+
+__noinline int walk_some_folios(__u64 level)
+{
+	for (int i = 0; i < 128; i++)
+		if (walk_one_folio(level))
+			return 1;
+	return 0;
+}
+
+static __always_inline void walk_folios(struct walk *w)
+{
+	__u32 zero = 0;
+	struct walks *all = bpf_map_lookup_elem(&walks, &zero);
+	if (!all)
+		return;
+	__u64 level = all->level++;
+	struct walk *mine = walk_at(level);
+	if (mine) {
+		*mine = *w;
+		for (int i = 0; i < MAX_STEPS / 128; i++)
+			if (walk_some_folios(level))
+				break;
+		*w = *mine;
+	}
+	all->level--;
+}
+
+#else
+
+static __always_inline void walk_folios(struct walk *w)
 {
 	bpf_loop(MAX_STEPS, write_step, w, 0);
+}
+
+#endif
+
+static __always_inline void charge_write(struct walk *w, struct bio *bio)
+{
+	walk_folios(w);
 	if (w->left) {
 		w->run += w->left;
 		if (w->mixed)
@@ -273,6 +341,18 @@ static __always_inline bool is_swap(__u32 flags)
 	return flags & (1U << bpf_core_enum_value(enum req_flag_bits, __REQ_SWAP));
 }
 
+// How much of the current bio_vec does not belong to this bio, or no longer.
+static __always_inline __u32 done_of(struct bio *bio)
+{
+	__u32 done = 0;
+	struct bvec_iter___offset *newer = (void *)&bio->bi_iter;
+	if (bpf_core_field_exists(newer->bi_offset))
+		bpf_core_read(&done, sizeof(done), &newer->bi_offset);
+	else
+		bpf_core_read(&done, sizeof(done), &bio->bi_iter.bi_bvec_done);
+	return done;
+}
+
 static __always_inline int charge(struct bio *bio, struct gendisk *disk)
 {
 	__u32 flags = bio->bi_opf;
@@ -285,8 +365,8 @@ static __always_inline int charge(struct bio *bio, struct gendisk *disk)
 	// A dev_t as the kernel writes it.
 	__u32 dev = (__u32)disk->major << 20 | disk->first_minor;
 
-	struct task_struct *current = bpf_get_current_task_btf();
-	if (current->flags & PF_LOCAL_THROTTLE || current->bio_list) {
+	struct task_struct *current = current_task();
+	if (read_field(current, flags) & PF_LOCAL_THROTTLE || read_field(current, bio_list)) {
 		count(dev, write, CLASS_LOWER, bytes);
 		return 0;
 	}
@@ -314,9 +394,9 @@ static __always_inline int charge(struct bio *bio, struct gendisk *disk)
 	    .vecs = (__u64)bio->bi_io_vec,
 	    .disk = (__u64)disk,
 	    .index = bio->bi_iter.bi_idx,
-	    .done = bio->bi_iter.bi_bvec_done,
+	    .done = done_of(bio),
 	    .left = bytes,
-	    .submitter = current->flags & PF_KTHREAD ? TREE_UNKNOWN : tree,
+	    .submitter = is_nobody(current) ? TREE_UNKNOWN : tree,
 	    .dev = dev,
 	};
 	charge_write(&w, bio);

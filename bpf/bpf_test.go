@@ -19,7 +19,8 @@ func TestLayoutNamesEveryObject(t *testing.T) {
 	}
 	for _, object := range objects {
 		subject := strings.TrimSuffix(object, "_bpfel.o")
-		if name := "_" + strings.ToUpper(subject[:1]) + subject[1:] + "Bytes"; !strings.Contains(string(source), name) {
+		// The file's name is in lower case throughout.
+		if name := "_" + subject + "bytes"; !strings.Contains(strings.ToLower(string(source)), name) {
 			t.Errorf("%s is not in Layout: %s", object, name)
 		}
 	}

@@ -20,15 +20,15 @@ static __always_inline bool reaches_device(struct super_block *sb)
 
 static __always_inline int made_dirty(__u64 page, struct address_space *mapping)
 {
-	struct task_struct *current = bpf_get_current_task_btf();
+	struct task_struct *current = current_task();
 	struct inode *inode = mapping->host;
 	if (!inode || alone())
 		return 0;
 	__u32 tree = 0;
 	// Writeback and reclaim are nobody; the worker of a loop device writes what was counted on the loop device.
-	if (current->flags & PF_LOCAL_THROTTLE)
+	if (read_field(current, flags) & PF_LOCAL_THROTTLE)
 		tree = TREE_LOWER;
-	else if (current->flags & PF_KTHREAD)
+	else if (is_nobody(current))
 		return 0;
 	else
 		tree = tree_of(current);
@@ -110,55 +110,66 @@ int BPF_PROG(dirty_page, struct page *page, struct address_space *mapping)
 }
 
 // Entries that nothing will ask for again: the inode is wholly clean or gone, or the page's entry is of an earlier
-// epoch. The agent runs this when the maps have filled up some more.
+// epoch. Two iterators over the maps; the agent reads them, the inodes first, and more often when the maps have filled
+// up.
 struct swept {
-	__u64 now;
 	__u32 inodes_left;
 	__u32 pages_left;
 };
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct swept);
+} sweeps SEC(".maps");
+
 // Longer than a folio that turns dirty takes from its event to its mark.
 #define SETTLED_NANOS 1000000000ULL
 
-static long sweep_inode(void *map, __u64 *key, struct inode_owner *o, struct swept *s)
+static __always_inline bool is_dirty(__u64 address, struct inode_owner *o)
 {
-	if (s->now - o->epoch < SETTLED_NANOS) {
-		s->inodes_left++;
-		return 0;
-	}
-	struct inode *inode = (void *)*key;
+	if (bpf_ktime_get_ns() - o->epoch < SETTLED_NANOS)
+		return true;
+	struct inode *inode = (void *)address;
 	// The inode may be freed and its memory anything by now; then it does not look like itself.
-	if (BPF_CORE_READ(inode, i_ino) == o->number && BPF_CORE_READ(inode, i_generation) == o->generation) {
-		struct address_space *mapping = BPF_CORE_READ(inode, i_mapping);
-		if (BPF_CORE_READ(mapping, i_pages.xa_flags) & XA_MARKS) {
-			s->inodes_left++;
-			return 0;
-		}
-	}
-	__u64 k = *key;
-	bpf_map_delete_elem(&inodes, &k);
-	return 0;
+	if (BPF_CORE_READ(inode, i_ino) != o->number || BPF_CORE_READ(inode, i_generation) != o->generation)
+		return false;
+	struct address_space *mapping = BPF_CORE_READ(inode, i_mapping);
+	return BPF_CORE_READ(mapping, i_pages.xa_flags) & XA_MARKS;
 }
 
-static long sweep_page(void *map, struct page_key *key, struct page_owner *p, struct swept *s)
+SEC("iter/bpf_map_elem")
+int sweep_inodes(struct bpf_iter__bpf_map_elem *ctx)
 {
-	__u64 inode = key->inode;
-	struct inode_owner *o = bpf_map_lookup_elem(&inodes, &inode);
-	if (o && o->epoch == p->epoch) {
-		s->pages_left++;
+	__u32 zero = 0;
+	struct swept *out = bpf_map_lookup_elem(&sweeps, &zero);
+	__u64 *key = ctx->key;
+	struct inode_owner *o = ctx->value;
+	if (!out || !key || !o)
 		return 0;
-	}
-	struct page_key k = *key;
-	bpf_map_delete_elem(&pages, &k);
+	__u64 inode = *key;
+	if (is_dirty(inode, o))
+		out->inodes_left++;
+	else
+		bpf_map_delete_elem(&inodes, &inode);
 	return 0;
 }
 
-SEC("syscall")
-int sweep(struct swept *out)
+SEC("iter/bpf_map_elem")
+int sweep_pages(struct bpf_iter__bpf_map_elem *ctx)
 {
-	struct swept s = {.now = bpf_ktime_get_ns()};
-	bpf_for_each_map_elem(&inodes, sweep_inode, &s, 0);
-	bpf_for_each_map_elem(&pages, sweep_page, &s, 0);
-	*out = s;
+	__u32 zero = 0;
+	struct swept *out = bpf_map_lookup_elem(&sweeps, &zero);
+	struct page_key *key = ctx->key;
+	struct page_owner *p = ctx->value;
+	if (!out || !key || !p)
+		return 0;
+	struct page_key at = *key;
+	struct inode_owner *o = bpf_map_lookup_elem(&inodes, &at.inode);
+	if (o && o->epoch == p->epoch)
+		out->pages_left++;
+	else
+		bpf_map_delete_elem(&pages, &at);
 	return 0;
 }

@@ -25,7 +25,6 @@ type DirtyInodeOwner struct {
 
 type DirtySwept struct {
 	_          structs.HostLayout
-	Now        uint64
 	InodesLeft uint32
 	PagesLeft  uint32
 }
@@ -46,10 +45,12 @@ const (
 	DirtyMapNode                = "node"
 	DirtyMapPages               = "pages"
 	DirtyMapProcs               = "procs"
+	DirtyMapSweeps              = "sweeps"
 	DirtyMapTrees               = "trees"
 	DirtyProgDirtyFolio         = "dirty_folio"
 	DirtyProgDirtyPage          = "dirty_page"
-	DirtyProgSweep              = "sweep"
+	DirtyProgSweepInodes        = "sweep_inodes"
+	DirtyProgSweepPages         = "sweep_pages"
 	DirtyVarCpus                = "cpus"
 	DirtyVarHeartbeatLimitNanos = "heartbeat_limit_nanos"
 	DirtyVarPageShift           = "page_shift"
@@ -98,9 +99,10 @@ type DirtySpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DirtyProgramSpecs struct {
-	DirtyFolio *ebpf.ProgramSpec `ebpf:"dirty_folio"`
-	DirtyPage  *ebpf.ProgramSpec `ebpf:"dirty_page"`
-	Sweep      *ebpf.ProgramSpec `ebpf:"sweep"`
+	DirtyFolio  *ebpf.ProgramSpec `ebpf:"dirty_folio"`
+	DirtyPage   *ebpf.ProgramSpec `ebpf:"dirty_page"`
+	SweepInodes *ebpf.ProgramSpec `ebpf:"sweep_inodes"`
+	SweepPages  *ebpf.ProgramSpec `ebpf:"sweep_pages"`
 }
 
 // DirtyMapSpecs contains maps before they are loaded into the kernel.
@@ -119,6 +121,7 @@ type DirtyMapSpecs struct {
 	Node       *ebpf.MapSpec `ebpf:"node"`
 	Pages      *ebpf.MapSpec `ebpf:"pages"`
 	Procs      *ebpf.MapSpec `ebpf:"procs"`
+	Sweeps     *ebpf.MapSpec `ebpf:"sweeps"`
 	Trees      *ebpf.MapSpec `ebpf:"trees"`
 }
 
@@ -164,6 +167,7 @@ type DirtyMaps struct {
 	Node       *ebpf.Map `ebpf:"node"`
 	Pages      *ebpf.Map `ebpf:"pages"`
 	Procs      *ebpf.Map `ebpf:"procs"`
+	Sweeps     *ebpf.Map `ebpf:"sweeps"`
 	Trees      *ebpf.Map `ebpf:"trees"`
 }
 
@@ -181,6 +185,7 @@ func (m *DirtyMaps) Close() error {
 		m.Node,
 		m.Pages,
 		m.Procs,
+		m.Sweeps,
 		m.Trees,
 	)
 }
@@ -199,16 +204,18 @@ type DirtyVariables struct {
 //
 // It can be passed to LoadDirtyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DirtyPrograms struct {
-	DirtyFolio *ebpf.Program `ebpf:"dirty_folio"`
-	DirtyPage  *ebpf.Program `ebpf:"dirty_page"`
-	Sweep      *ebpf.Program `ebpf:"sweep"`
+	DirtyFolio  *ebpf.Program `ebpf:"dirty_folio"`
+	DirtyPage   *ebpf.Program `ebpf:"dirty_page"`
+	SweepInodes *ebpf.Program `ebpf:"sweep_inodes"`
+	SweepPages  *ebpf.Program `ebpf:"sweep_pages"`
 }
 
 func (p *DirtyPrograms) Close() error {
 	return _DirtyClose(
 		p.DirtyFolio,
 		p.DirtyPage,
-		p.Sweep,
+		p.SweepInodes,
+		p.SweepPages,
 	)
 }
 

@@ -91,8 +91,11 @@ struct percpu_counter {
 	__s32 *counters;
 };
 
+struct task_struct;
+
 struct mm_struct {
 	unsigned long hiwater_rss;
+	struct task_struct *owner; // with CONFIG_MEMCG
 	struct percpu_counter rss_stat[4];
 };
 
@@ -118,8 +121,6 @@ struct task_struct___rss {
 struct seqcount {
 	unsigned int sequence;
 };
-
-struct task_struct;
 
 struct signal_struct {
 	atomic_t live;
@@ -231,6 +232,11 @@ struct block_device {
 	void *bd_holder;
 };
 
+// From 7.3: bi_bvec_done by another name.
+struct bvec_iter___offset {
+	unsigned int bi_offset;
+};
+
 struct bio_vec {
 	struct page *bv_page;
 	unsigned int bv_len;
@@ -296,8 +302,17 @@ enum req_opf {
 #define REQ_OP_SECURE_ERASE 5
 #define REQ_OP_WRITE_ZEROES 9
 
-// The context of a task iterator; the kernel fixes its layout.
+// The contexts of iterators; the kernel fixes their layout.
 struct bpf_iter_meta;
+
+struct bpf_map;
+
+struct bpf_iter__bpf_map_elem {
+	struct bpf_iter_meta *meta;
+	struct bpf_map *map;
+	void *key;
+	void *value;
+};
 
 struct bpf_iter__task {
 	struct bpf_iter_meta *meta;
@@ -307,5 +322,16 @@ struct bpf_iter__task {
 #include "headers/bpf_helpers.h"
 #include "headers/bpf_core_read.h"
 #include "headers/bpf_tracing.h"
+
+// Every source is compiled twice: for kernels that have bpf_loop (5.17), and with EARLY for those before, back to 5.10.
+// Those have no task storage (5.11), no atomics that return a value (5.12), and know the current task only by its
+// address (5.11), through which nothing can be read directly.
+#ifdef EARLY
+#define current_task() ((struct task_struct *)bpf_get_current_task())
+#define read_field(pointer, field) BPF_CORE_READ(pointer, field)
+#else
+#define current_task() bpf_get_current_task_btf()
+#define read_field(pointer, field) ((pointer)->field)
+#endif
 
 #endif

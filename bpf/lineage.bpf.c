@@ -14,25 +14,19 @@ int BPF_PROG(lineage_fork, struct task_struct *task, __u64 clone_flags)
 {
 	if (clone_flags & CLONE_THREAD || alone())
 		return 0; // read through its group leader
-	struct proc *parent = proc_of(bpf_get_current_task_btf());
-	if (!parent || !parent->tree)
+	__u32 tree = tree_of(current_task());
+	if (!tree)
 		return 0;
-	struct proc *p = bpf_task_storage_get(&procs, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (!p) {
-		lose(LOSS_TREES);
-		return 0;
-	}
-	__u32 tree = parent->tree;
 	if (!bpf_map_lookup_elem(&members, &tree))
 		tree = answering(tree);
-	// Whoever made a tree around the child in this instant has set it already.
-	if (!tree || __sync_val_compare_and_swap(&p->tree, 0, tree) != 0)
+	if (!tree || !place(task, tree))
 		return 0;
-	struct member m = {.start_nanos = task->start_boottime, .tgid = task->tgid};
+	struct member m = id_of(task);
 	add_member(tree, &m);
 	return 0;
 }
 
+#ifndef EARLY
 // A process whose leader thread has exited before the others: a thread of it that calls exec becomes the leader, with
 // the old one's pid and none of its storage.
 static __always_inline void hand_on(struct task_struct *leader, struct proc *p)
@@ -52,26 +46,29 @@ static __always_inline void hand_on(struct task_struct *leader, struct proc *p)
 		bpf_map_update_elem(&leaderless, &tgid, &copy, BPF_ANY);
 	}
 }
+#endif
 
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(lineage_exit, struct task_struct *task)
 {
 	struct task_struct *leader = task->group_leader;
-	struct proc *p = bpf_task_storage_get(&procs, leader, 0, 0);
+	struct proc *p = proc_of_leader(leader);
 	if (!p || !p->tree || alone())
 		return 0;
 	add(&p->exited_rchar, task->ioac.rchar);
 	add(&p->exited_wchar, task->ioac.wchar);
 	add(&p->exited_runqueue_nanos, run_delay(task));
 	if (task->signal->live.counter > 0) {
+#ifndef EARLY
 		if (leader->flags & PF_EXITING)
 			hand_on(leader, p);
+#endif
 		return 0;
 	}
-	if (__sync_val_compare_and_swap(&p->folded, 0, 1) != 0)
-		return 0; // the last two threads exit at the same time
 	bool locked = lock_proc(p);
-	struct sums *s = sums_of(p->tree);
+	// The last two threads may exit at the same time.
+	struct sums *s = p->folded ? NULL : sums_of(p->tree);
+	p->folded = 1;
 	if (s) {
 		struct thread_walk w = {};
 		read_usage(leader, p, &w);
@@ -87,6 +84,7 @@ int BPF_PROG(lineage_exit, struct task_struct *task)
 	return 0;
 }
 
+#ifndef EARLY
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(lineage_exec, struct task_struct *task, int old_pid)
 {
@@ -100,6 +98,16 @@ int BPF_PROG(lineage_exec, struct task_struct *task, int old_pid)
 	bpf_map_delete_elem(&leaderless, &tgid);
 	return 0;
 }
+#endif
+
+static __always_inline void forget(struct member *id)
+{
+#ifdef EARLY
+	bpf_map_delete_elem(&procs, id);
+#else
+	bpf_map_delete_elem(&leaderless, &id->tgid);
+#endif
+}
 
 // The last moment of a task: everything that it and its threads used is in signal_struct now.
 SEC("tp_btf/sched_process_free")
@@ -107,10 +115,14 @@ int BPF_PROG(lineage_free, struct task_struct *task)
 {
 	if (task->group_leader != task)
 		return 0;
-	struct proc *p = bpf_task_storage_get(&procs, task, 0, 0);
-	if (!p || !p->tree || alone())
+	struct proc *p = proc_of_leader(task);
+	if (!p)
 		return 0;
-	struct member m = {.start_nanos = task->start_boottime, .tgid = task->tgid};
+	struct member m = id_of(task);
+	if (!p->tree || alone()) {
+		forget(&m);
+		return 0;
+	}
 	bool locked = lock_proc(p);
 	__u32 tree = p->tree;
 	struct sums *s = sums_of(tree);
@@ -130,6 +142,6 @@ int BPF_PROG(lineage_free, struct task_struct *task)
 		add(&s->folds_done, 1);
 	if (locked)
 		unlock_proc(p);
-	bpf_map_delete_elem(&leaderless, &m.tgid);
+	forget(&m);
 	return 0;
 }

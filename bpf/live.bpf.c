@@ -3,17 +3,12 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //
 // What the living processes of one tree have used and hold in memory now. One BPF_PROG_RUN over the tree's members, so
-// that its cost follows the tree. Needs bpf_task_from_pid (6.2).
+// that its cost follows the tree, where such a program may call bpf_task_from_pid (6.10). Else one walk over all tasks.
 #include "usage.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-struct task_struct *bpf_task_from_pid(__s32 pid) __ksym;
-void bpf_task_release(struct task_struct *p) __ksym;
-void bpf_rcu_read_lock(void) __ksym;
-void bpf_rcu_read_unlock(void) __ksym;
-
-// The context: what the agent asks.
+// What the agent asks.
 struct live_question {
 	__u32 tree;
 	__u32 each; // fill each_live too
@@ -54,6 +49,8 @@ struct {
 	__type(value, struct live_process);
 } each_live SEC(".maps");
 
+#ifndef EARLY
+
 // Where each CPU's copies of per-CPU data lie: the address of a copy = the per-CPU pointer + the CPU's offset. The
 // kernel gives the offsets to nobody, but a per-CPU map is made of such pointers: its own pointer and the address of a
 // CPU's copy differ by the offset.
@@ -93,11 +90,14 @@ int learn_offsets(void *ctx)
 	return 0;
 }
 
+#endif
+
 struct rss_walk {
 	__u64 counters[4];
 	__s64 part[4];
 };
 
+#ifndef EARLY
 static long add_cpu(__u32 cpu, struct rss_walk *w)
 {
 	__u64 *offset = bpf_map_lookup_elem(&cpu_offsets, &cpu);
@@ -110,6 +110,7 @@ static long add_cpu(__u32 cpu, struct rss_walk *w)
 	}
 	return 0;
 }
+#endif
 
 // Pages of an mm: file, anonymous, swapped out, shared memory.
 static __always_inline void read_rss(struct mm_struct *mm, struct thread_walk *threads, __u64 *rss, __u64 *swap)
@@ -120,7 +121,9 @@ static __always_inline void read_rss(struct mm_struct *mm, struct thread_walk *t
 		bpf_core_read(w.part, sizeof(w.part), &old->rss_stat.count);
 		for (int i = 0; i < 4; i++)
 			w.part[i] += threads->rss[i];
-	} else {
+	}
+#ifndef EARLY
+	else {
 		__u64 at = (__u64)__builtin_preserve_access_index(&mm->rss_stat);
 		for (int i = 0; i < 4; i++) {
 			struct percpu_counter *c = (void *)(at + i * bpf_core_type_size(struct percpu_counter));
@@ -129,32 +132,17 @@ static __always_inline void read_rss(struct mm_struct *mm, struct thread_walk *t
 		}
 		bpf_loop(cpus, add_cpu, &w, 0);
 	}
+#endif
 	__s64 pages = w.part[0] + w.part[1] + w.part[3];
 	*rss = pages > 0 ? pages : 0;
 	*swap = w.part[2] > 0 ? w.part[2] : 0;
 }
 
-struct tree_walk {
-	struct live sum;
-	__u32 tree;
-	__u32 each;
-};
-
-static long add_process(void *map, struct member *key, __u32 *value, struct tree_walk *w)
+static __always_inline void add_process(struct task_struct *task, struct proc *p, struct member *id, struct live *sum,
+					bool each)
 {
-	struct task_struct *task = bpf_task_from_pid(key->tgid);
-	if (!task) {
-		w->sum.unknown++;
-		return 0;
-	}
-	struct proc *p = bpf_task_storage_get(&procs, task, 0, 0);
-	if (!p || task->start_boottime != key->start_nanos) {
-		w->sum.unknown++;
-		goto out;
-	}
 	struct thread_walk t = {};
 	__u64 rss = 0, swap = 0, hiwater = 0;
-	bpf_rcu_read_lock();
 	read_usage(task, p, &t);
 	if (t.mm) {
 		struct mm_struct *mm = (void *)t.mm;
@@ -166,33 +154,60 @@ static long add_process(void *map, struct member *key, __u32 *value, struct tree
 		if ((__u64)BPF_CORE_READ(holder, mm) != t.mm)
 			rss = swap = hiwater = 0;
 	}
-	bpf_rcu_read_unlock();
-	w->sum.used.rchar += t.used.rchar - p->base.rchar;
-	w->sum.used.wchar += t.used.wchar - p->base.wchar;
-	w->sum.used.minor_faults += t.used.minor_faults - p->base.minor_faults;
-	w->sum.used.major_faults += t.used.major_faults - p->base.major_faults;
-	w->sum.used.cpu_nanos += t.used.cpu_nanos - p->base.cpu_nanos;
+	sum->used.rchar += t.used.rchar - p->base.rchar;
+	sum->used.wchar += t.used.wchar - p->base.wchar;
+	sum->used.minor_faults += t.used.minor_faults - p->base.minor_faults;
+	sum->used.major_faults += t.used.major_faults - p->base.major_faults;
+	sum->used.cpu_nanos += t.used.cpu_nanos - p->base.cpu_nanos;
 	if (p->root)
-		w->sum.used.runqueue_nanos += t.used.runqueue_nanos - p->base.runqueue_nanos;
+		sum->used.runqueue_nanos += t.used.runqueue_nanos - p->base.runqueue_nanos;
 	if (p->folded)
-		goto out; // a zombie: its memory is gone
-	w->sum.processes++;
-	w->sum.rss_pages += rss;
-	w->sum.swap_pages += swap;
-	if (w->each) {
-		__u32 i = w->sum.each;
-		struct live_process *e = bpf_map_lookup_elem(&each_live, &i);
-		if (e) {
-			e->id = *key;
-			e->mm = t.mm;
-			e->rss_pages = rss;
-			e->hiwater_pages = hiwater;
-			e->before_exec_pages = BPF_CORE_READ(task, signal, maxrss);
-			e->cpu_nanos = t.used.cpu_nanos;
-			w->sum.each++;
-		}
+		return; // a zombie: its memory is gone
+	sum->processes++;
+	sum->rss_pages += rss;
+	sum->swap_pages += swap;
+	if (!each)
+		return;
+	__u32 i = sum->each;
+	struct live_process *e = bpf_map_lookup_elem(&each_live, &i);
+	if (!e)
+		return;
+	e->id = *id;
+	e->mm = t.mm;
+	e->rss_pages = rss;
+	e->hiwater_pages = hiwater;
+	e->before_exec_pages = BPF_CORE_READ(task, signal, maxrss);
+	e->cpu_nanos = t.used.cpu_nanos;
+	sum->each++;
+}
+
+#ifndef EARLY
+
+struct task_struct *bpf_task_from_pid(__s32 pid) __ksym;
+void bpf_task_release(struct task_struct *p) __ksym;
+void bpf_rcu_read_lock(void) __ksym;
+void bpf_rcu_read_unlock(void) __ksym;
+
+struct tree_walk {
+	struct live sum;
+	__u32 each;
+};
+
+static long add_member_process(void *map, struct member *key, __u32 *value, struct tree_walk *w)
+{
+	struct task_struct *task = bpf_task_from_pid(key->tgid);
+	if (!task) {
+		w->sum.unknown++;
+		return 0;
 	}
-out:
+	struct proc *p = proc_of_leader(task);
+	if (p && task->start_boottime == key->start_nanos) {
+		bpf_rcu_read_lock();
+		add_process(task, p, key, &w->sum, w->each);
+		bpf_rcu_read_unlock();
+	} else {
+		w->sum.unknown++;
+	}
 	bpf_task_release(task);
 	return 0;
 }
@@ -201,12 +216,39 @@ SEC("syscall")
 int read_live(struct live_question *ask)
 {
 	__u32 zero = 0, tree = ask->tree;
-	struct tree_walk w = {.tree = tree, .each = ask->each};
+	struct tree_walk w = {.each = ask->each};
 	struct live *out = bpf_map_lookup_elem(&live_sum, &zero);
 	void *of_tree = bpf_map_lookup_elem(&members, &tree);
 	if (!out || !of_tree)
 		return 1;
-	bpf_for_each_map_elem(of_tree, add_process, &w, 0);
+	bpf_for_each_map_elem(of_tree, add_member_process, &w, 0);
 	*out = w.sum;
+	return 0;
+}
+
+#endif
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct live_question);
+} live_questions SEC(".maps");
+
+// The agent has put its question and zero into the sum.
+SEC("iter/task")
+int walk_live(struct bpf_iter__task *ctx)
+{
+	struct task_struct *task = ctx->task;
+	__u32 zero = 0;
+	struct live_question *ask = bpf_map_lookup_elem(&live_questions, &zero);
+	struct live *out = bpf_map_lookup_elem(&live_sum, &zero);
+	if (!task || !ask || !out || (__u64)task->group_leader != (__u64)task)
+		return 0;
+	struct proc *p = proc_of_leader(task);
+	if (!p || p->tree != ask->tree)
+		return 0;
+	struct member id = id_of(task);
+	add_process(task, p, &id, out, ask->each);
 	return 0;
 }

@@ -66,6 +66,7 @@ const (
 	LiveMapInodes              = "inodes"
 	LiveMapLatencies           = "latencies"
 	LiveMapLeaderless          = "leaderless"
+	LiveMapLiveQuestions       = "live_questions"
 	LiveMapLiveSum             = "live_sum"
 	LiveMapLosses              = "losses"
 	LiveMapMembers             = "members"
@@ -76,6 +77,7 @@ const (
 	LiveMapYardstick           = "yardstick"
 	LiveProgLearnOffsets       = "learn_offsets"
 	LiveProgReadLive           = "read_live"
+	LiveProgWalkLive           = "walk_live"
 	LiveVarCpus                = "cpus"
 	LiveVarHeartbeatLimitNanos = "heartbeat_limit_nanos"
 	LiveVarPageShift           = "page_shift"
@@ -126,29 +128,31 @@ type LiveSpecs struct {
 type LiveProgramSpecs struct {
 	LearnOffsets *ebpf.ProgramSpec `ebpf:"learn_offsets"`
 	ReadLive     *ebpf.ProgramSpec `ebpf:"read_live"`
+	WalkLive     *ebpf.ProgramSpec `ebpf:"walk_live"`
 }
 
 // LiveMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type LiveMapSpecs struct {
-	Bios       *ebpf.MapSpec `ebpf:"bios"`
-	CpuOffsets *ebpf.MapSpec `ebpf:"cpu_offsets"`
-	Devices    *ebpf.MapSpec `ebpf:"devices"`
-	EachLive   *ebpf.MapSpec `ebpf:"each_live"`
-	Forwards   *ebpf.MapSpec `ebpf:"forwards"`
-	Heartbeats *ebpf.MapSpec `ebpf:"heartbeats"`
-	Inodes     *ebpf.MapSpec `ebpf:"inodes"`
-	Latencies  *ebpf.MapSpec `ebpf:"latencies"`
-	Leaderless *ebpf.MapSpec `ebpf:"leaderless"`
-	LiveSum    *ebpf.MapSpec `ebpf:"live_sum"`
-	Losses     *ebpf.MapSpec `ebpf:"losses"`
-	Members    *ebpf.MapSpec `ebpf:"members"`
-	Node       *ebpf.MapSpec `ebpf:"node"`
-	Pages      *ebpf.MapSpec `ebpf:"pages"`
-	Procs      *ebpf.MapSpec `ebpf:"procs"`
-	Trees      *ebpf.MapSpec `ebpf:"trees"`
-	Yardstick  *ebpf.MapSpec `ebpf:"yardstick"`
+	Bios          *ebpf.MapSpec `ebpf:"bios"`
+	CpuOffsets    *ebpf.MapSpec `ebpf:"cpu_offsets"`
+	Devices       *ebpf.MapSpec `ebpf:"devices"`
+	EachLive      *ebpf.MapSpec `ebpf:"each_live"`
+	Forwards      *ebpf.MapSpec `ebpf:"forwards"`
+	Heartbeats    *ebpf.MapSpec `ebpf:"heartbeats"`
+	Inodes        *ebpf.MapSpec `ebpf:"inodes"`
+	Latencies     *ebpf.MapSpec `ebpf:"latencies"`
+	Leaderless    *ebpf.MapSpec `ebpf:"leaderless"`
+	LiveQuestions *ebpf.MapSpec `ebpf:"live_questions"`
+	LiveSum       *ebpf.MapSpec `ebpf:"live_sum"`
+	Losses        *ebpf.MapSpec `ebpf:"losses"`
+	Members       *ebpf.MapSpec `ebpf:"members"`
+	Node          *ebpf.MapSpec `ebpf:"node"`
+	Pages         *ebpf.MapSpec `ebpf:"pages"`
+	Procs         *ebpf.MapSpec `ebpf:"procs"`
+	Trees         *ebpf.MapSpec `ebpf:"trees"`
+	Yardstick     *ebpf.MapSpec `ebpf:"yardstick"`
 }
 
 // LiveVariableSpecs contains global variables before they are loaded into the kernel.
@@ -181,23 +185,24 @@ func (o *LiveObjects) Close() error {
 //
 // It can be passed to LoadLiveObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LiveMaps struct {
-	Bios       *ebpf.Map `ebpf:"bios"`
-	CpuOffsets *ebpf.Map `ebpf:"cpu_offsets"`
-	Devices    *ebpf.Map `ebpf:"devices"`
-	EachLive   *ebpf.Map `ebpf:"each_live"`
-	Forwards   *ebpf.Map `ebpf:"forwards"`
-	Heartbeats *ebpf.Map `ebpf:"heartbeats"`
-	Inodes     *ebpf.Map `ebpf:"inodes"`
-	Latencies  *ebpf.Map `ebpf:"latencies"`
-	Leaderless *ebpf.Map `ebpf:"leaderless"`
-	LiveSum    *ebpf.Map `ebpf:"live_sum"`
-	Losses     *ebpf.Map `ebpf:"losses"`
-	Members    *ebpf.Map `ebpf:"members"`
-	Node       *ebpf.Map `ebpf:"node"`
-	Pages      *ebpf.Map `ebpf:"pages"`
-	Procs      *ebpf.Map `ebpf:"procs"`
-	Trees      *ebpf.Map `ebpf:"trees"`
-	Yardstick  *ebpf.Map `ebpf:"yardstick"`
+	Bios          *ebpf.Map `ebpf:"bios"`
+	CpuOffsets    *ebpf.Map `ebpf:"cpu_offsets"`
+	Devices       *ebpf.Map `ebpf:"devices"`
+	EachLive      *ebpf.Map `ebpf:"each_live"`
+	Forwards      *ebpf.Map `ebpf:"forwards"`
+	Heartbeats    *ebpf.Map `ebpf:"heartbeats"`
+	Inodes        *ebpf.Map `ebpf:"inodes"`
+	Latencies     *ebpf.Map `ebpf:"latencies"`
+	Leaderless    *ebpf.Map `ebpf:"leaderless"`
+	LiveQuestions *ebpf.Map `ebpf:"live_questions"`
+	LiveSum       *ebpf.Map `ebpf:"live_sum"`
+	Losses        *ebpf.Map `ebpf:"losses"`
+	Members       *ebpf.Map `ebpf:"members"`
+	Node          *ebpf.Map `ebpf:"node"`
+	Pages         *ebpf.Map `ebpf:"pages"`
+	Procs         *ebpf.Map `ebpf:"procs"`
+	Trees         *ebpf.Map `ebpf:"trees"`
+	Yardstick     *ebpf.Map `ebpf:"yardstick"`
 }
 
 func (m *LiveMaps) Close() error {
@@ -211,6 +216,7 @@ func (m *LiveMaps) Close() error {
 		m.Inodes,
 		m.Latencies,
 		m.Leaderless,
+		m.LiveQuestions,
 		m.LiveSum,
 		m.Losses,
 		m.Members,
@@ -238,12 +244,14 @@ type LiveVariables struct {
 type LivePrograms struct {
 	LearnOffsets *ebpf.Program `ebpf:"learn_offsets"`
 	ReadLive     *ebpf.Program `ebpf:"read_live"`
+	WalkLive     *ebpf.Program `ebpf:"walk_live"`
 }
 
 func (p *LivePrograms) Close() error {
 	return _LiveClose(
 		p.LearnOffsets,
 		p.ReadLive,
+		p.WalkLive,
 	)
 }
 

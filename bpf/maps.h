@@ -9,6 +9,7 @@
 
 #define MAX_TREES 4096
 #define MAX_MEMBERS 4096
+#define MAX_PROCS 65536
 #define MAX_DEVICES 1024
 #define MAX_INODES 262144
 #define MAX_PAGES 262144
@@ -101,7 +102,7 @@ enum loss {
 	LOSSES,
 };
 
-// A process: the value of its group leader's task storage.
+// A process: the value of its group leader's task storage, or of the map that stands for it.
 struct proc {
 	__u32 tree;
 	__u32 lock;
@@ -145,6 +146,28 @@ struct page_owner {
 	__u32 pad;
 };
 
+#ifdef EARLY
+
+// By start time and tgid, which an exec by another thread than the leader does not change.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_PROCS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct member);
+	__type(value, struct proc);
+} procs SEC(".maps");
+
+// Processes whose share is being moved, by the address of their entry.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_CPUS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, __u32);
+} moving SEC(".maps");
+
+#else
+
 struct {
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -159,6 +182,8 @@ struct {
 	__type(key, __u32);
 	__type(value, struct proc);
 } leaderless SEC(".maps");
+
+#endif
 
 struct members_of_tree {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -333,10 +358,98 @@ static __always_inline struct sums *sums_of(__u32 tree)
 	return bpf_map_lookup_elem(&trees, &tree);
 }
 
+static __always_inline struct member id_of(struct task_struct *leader)
+{
+	struct member m = {.start_nanos = read_field(leader, start_boottime), .tgid = read_field(leader, tgid)};
+	return m;
+}
+
+#ifdef EARLY
+
+static __always_inline struct proc *proc_of_leader(struct task_struct *leader)
+{
+	struct member id = id_of(leader);
+	return bpf_map_lookup_elem(&procs, &id);
+}
+
+static __always_inline struct proc *make_proc(struct task_struct *leader)
+{
+	struct member id = id_of(leader);
+	struct proc fresh = {};
+	bpf_map_update_elem(&procs, &id, &fresh, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&procs, &id);
+}
+
+// Puts a new process into a tree, unless whoever made a tree around it in this instant has put it there already.
+static __always_inline bool place(struct task_struct *leader, __u32 tree)
+{
+	struct member id = id_of(leader);
+	struct proc fresh = {.tree = tree};
+	if (!bpf_map_update_elem(&procs, &id, &fresh, BPF_NOEXIST))
+		return true;
+	if (!bpf_map_lookup_elem(&procs, &id))
+		lose(LOSS_TREES);
+	return false;
+}
+
+// Work that io_uring hands on is done by kernel threads before 5.12. They borrow the memory of the process meanwhile.
+static __always_inline struct task_struct *employer(struct task_struct *task)
+{
+	struct mm_struct *mm = BPF_CORE_READ(task, mm);
+	if (mm && bpf_core_field_exists(mm->owner))
+		return BPF_CORE_READ(mm, owner);
+	return NULL;
+}
+
+static __always_inline bool is_nobody(struct task_struct *task)
+{
+	return BPF_CORE_READ(task, flags) & PF_KTHREAD && !employer(task);
+}
+
 static __always_inline struct proc *proc_of(struct task_struct *task)
 {
-	return bpf_task_storage_get(&procs, task->group_leader, 0, 0);
+	if (BPF_CORE_READ(task, flags) & PF_KTHREAD) {
+		task = employer(task);
+		if (!task)
+			return NULL;
+	}
+	return proc_of_leader(BPF_CORE_READ(task, group_leader));
 }
+
+#else
+
+static __always_inline struct proc *proc_of_leader(struct task_struct *leader)
+{
+	return bpf_task_storage_get(&procs, leader, 0, 0);
+}
+
+static __always_inline struct proc *make_proc(struct task_struct *leader)
+{
+	return bpf_task_storage_get(&procs, leader, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+}
+
+// Puts a new process into a tree, unless whoever made a tree around it in this instant has put it there already.
+static __always_inline bool place(struct task_struct *leader, __u32 tree)
+{
+	struct proc *p = make_proc(leader);
+	if (!p) {
+		lose(LOSS_TREES);
+		return false;
+	}
+	return __sync_val_compare_and_swap(&p->tree, 0, tree) == 0;
+}
+
+static __always_inline bool is_nobody(struct task_struct *task)
+{
+	return task->flags & PF_KTHREAD;
+}
+
+static __always_inline struct proc *proc_of(struct task_struct *task)
+{
+	return proc_of_leader(task->group_leader);
+}
+
+#endif
 
 static __always_inline __u32 tree_of(struct task_struct *task)
 {

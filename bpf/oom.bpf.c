@@ -32,19 +32,21 @@ struct {
 	__type(value, __u64); // CLOCK_MONOTONIC ns of the kill
 } victims SEC(".maps");
 
-static __always_inline __u64 rss_of(struct mm_struct *mm, int kind)
+static __always_inline void read_pages(struct mm_struct *mm, __u64 pages[4])
 {
-	__s64 pages = 0;
+	__s64 now[4] = {};
 	struct mm_struct___atomic *old = (void *)mm;
 	if (bpf_core_field_exists(old->rss_stat.count)) {
-		__u64 at = (__u64)__builtin_preserve_access_index(&old->rss_stat.count);
-		bpf_probe_read_kernel(&pages, sizeof(pages), (void *)(at + kind * sizeof(pages)));
+		bpf_core_read(now, sizeof(now), &old->rss_stat.count);
 	} else {
 		__u64 at = (__u64)__builtin_preserve_access_index(&mm->rss_stat);
-		struct percpu_counter *c = (void *)(at + kind * bpf_core_type_size(struct percpu_counter));
-		pages = BPF_CORE_READ(c, count);
+		for (int i = 0; i < 4; i++) {
+			struct percpu_counter *c = (void *)(at + i * bpf_core_type_size(struct percpu_counter));
+			now[i] = BPF_CORE_READ(c, count);
+		}
 	}
-	return pages > 0 ? pages : 0;
+	for (int i = 0; i < 4; i++)
+		pages[i] = now[i] > 0 ? now[i] : 0;
 }
 
 static __always_inline int report(struct task_struct *victim, __u64 nanos)
@@ -60,9 +62,11 @@ static __always_inline int report(struct task_struct *victim, __u64 nanos)
 	k->nanos = nanos;
 	k->tree = tree;
 	k->tgid = victim->tgid;
+	__u64 pages[4] = {};
 	struct mm_struct *mm = BPF_CORE_READ(victim, mm); // gone at its end
-	for (int i = 0; i < 4; i++)
-		k->pages[i] = mm ? rss_of(mm, i) : 0;
+	if (mm)
+		read_pages(mm, pages);
+	__builtin_memcpy(k->pages, pages, sizeof(pages));
 	bpf_core_read(&k->name, sizeof(k->name), &victim->group_leader->comm);
 	bpf_ringbuf_submit(k, 0);
 	return 0;

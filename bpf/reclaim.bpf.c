@@ -27,7 +27,7 @@ struct {
 
 static __always_inline int begin(void)
 {
-	struct task_struct *current = bpf_get_current_task_btf();
+	struct task_struct *current = current_task();
 	struct proc *p = proc_of(current);
 	if (!p || !p->tree || alone())
 		return 0;
@@ -45,7 +45,7 @@ static __always_inline int begin(void)
 
 static __always_inline int end(void)
 {
-	__u64 key = address_of(bpf_get_current_task_btf());
+	__u64 key = address_of(current_task());
 	struct stall *s = bpf_map_lookup_elem(&stalls, &key);
 	if (!s || --s->depth)
 		return 0;

@@ -86,24 +86,95 @@ static __always_inline __u32 lock_count(struct signal_struct *sig)
 	return count;
 }
 
-// Reads what the process of this group leader has used. The caller holds the RCU read lock.
-static __noinline void read_usage(struct task_struct *leader, struct proc *p, struct thread_walk *w)
+#ifdef EARLY
+
+// Walks lie here: a function that is verified by itself, so that a loop around it costs the verifier nothing, takes
+// only numbers (5.12). A program in interrupt context may walk in the middle of another's walk, so there are several.
+#define NESTED 4
+
+struct thread_walks {
+	__u64 level;
+	struct thread_walk at[NESTED];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct thread_walks);
+} thread_walks SEC(".maps");
+
+static __always_inline struct thread_walk *thread_walk_at(__u64 level)
+{
+	__u32 zero = 0;
+	struct thread_walks *all = bpf_map_lookup_elem(&thread_walks, &zero);
+	if (!all || level >= NESTED)
+		return NULL;
+	barrier_var(level); // or the bound that the verifier needs is folded into the comparison
+	return &all->at[level & (NESTED - 1)];
+}
+
+__noinline int walk_one_thread(__u64 level)
+{
+	struct thread_walk *w = thread_walk_at(level);
+	return w ? add_next_thread(0, w) : 1;
+}
+
+__noinline int walk_some_threads(__u64 level)
+{
+	for (int i = 0; i < 128; i++)
+		if (walk_one_thread(level))
+			return 1;
+	return 0;
+}
+
+static __always_inline void walk_threads(struct thread_walk *w)
+{
+	__u32 zero = 0;
+	struct thread_walks *all = bpf_map_lookup_elem(&thread_walks, &zero);
+	if (!all)
+		return;
+	__u64 level = all->level++;
+	struct thread_walk *mine = thread_walk_at(level);
+	if (mine) {
+		*mine = *w;
+		for (int i = 0; i < MAX_THREADS / 128; i++)
+			if (walk_some_threads(level))
+				break;
+		*w = *mine;
+	}
+	all->level--;
+}
+
+#else
+
+static __always_inline void walk_threads(struct thread_walk *w)
+{
+	bpf_loop(MAX_THREADS, add_next_thread, w, 0);
+}
+
+#endif
+
+static __noinline bool read_usage_once(struct task_struct *leader, struct proc *p, struct thread_walk *w)
 {
 	struct signal_struct *sig = BPF_CORE_READ(leader, signal);
-	__u64 head = (__u64)__builtin_preserve_access_index(&sig->thread_head);
+	__u32 before = lock_count(sig);
+	w->mm = 0;
+	for (int i = 0; i < 4; i++)
+		w->rss[i] = 0;
+	w->head = (__u64)__builtin_preserve_access_index(&sig->thread_head);
+	add_exited_threads(w, sig, p);
+	w->node = (__u64)BPF_CORE_READ(sig, thread_head.next);
+	walk_threads(w);
+	return !(before & 1) && lock_count(sig) == before;
+}
 
-	for (int try = 0; try < 3; try++) {
-		__u32 before = lock_count(sig);
-		w->mm = 0;
-		for (int i = 0; i < 4; i++)
-			w->rss[i] = 0;
-		w->head = head;
-		add_exited_threads(w, sig, p);
-		w->node = (__u64)BPF_CORE_READ(sig, thread_head.next);
-		bpf_loop(MAX_THREADS, add_next_thread, w, 0);
-		if (!(before & 1) && lock_count(sig) == before)
-			return;
-	}
+// Reads what the process of this group leader has used. The caller holds the RCU read lock. Not a loop: clang enters it
+// behind a call, which kernels before 6.8 take for an endless one.
+static __always_inline void read_usage(struct task_struct *leader, struct proc *p, struct thread_walk *w)
+{
+	if (!read_usage_once(leader, p, w) && !read_usage_once(leader, p, w))
+		read_usage_once(leader, p, w);
 }
 
 static __always_inline void add_usage(struct usage *to, struct usage *now, struct proc *p)
@@ -121,16 +192,29 @@ static __always_inline void add_usage(struct usage *to, struct usage *now, struc
 // Two programs move a process's share at the same time only when it exits while a tree is made around it.
 static __always_inline bool lock_proc(struct proc *p)
 {
-	for (int i = 0; i < 128; i++)
+	for (int i = 0; i < 128; i++) {
+#ifdef EARLY
+		__u64 key = address_of(p);
+		__u32 one = 1;
+		if (!bpf_map_update_elem(&moving, &key, &one, BPF_NOEXIST))
+			return true;
+#else
 		if (__sync_val_compare_and_swap(&p->lock, 0, 1) == 0)
 			return true;
+#endif
+	}
 	lose(LOSS_RACE);
 	return false;
 }
 
 static __always_inline void unlock_proc(struct proc *p)
 {
+#ifdef EARLY
+	__u64 key = address_of(p);
+	bpf_map_delete_elem(&moving, &key);
+#else
 	__sync_val_compare_and_swap(&p->lock, 1, 0);
+#endif
 }
 
 static __always_inline void add_member(__u32 tree, struct member *m)

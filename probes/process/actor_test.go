@@ -346,8 +346,13 @@ func (s step) copy(copySome func(to, from int, n int64) (int64, error)) error {
 	})
 }
 
+// anonymous memory in small pages, also where the kernel would make huge ones of it: each page is a fault.
 func anonymous(bytes int) ([]byte, error) {
-	return unix.Mmap(-1, 0, bytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	memory, err := unix.Mmap(-1, 0, bytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err == nil {
+		_ = unix.Madvise(memory, unix.MADV_NOHUGEPAGE) // EINVAL where the kernel has no huge pages
+	}
+	return memory, err
 }
 
 func cpuTime() time.Duration {

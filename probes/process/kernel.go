@@ -9,6 +9,7 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/prov4ml/agent/bpf"
@@ -35,6 +36,8 @@ type kernel struct {
 	live                                                 *bpf.LiveLive
 	each                                                 []bpf.LiveLiveProcess
 	question                                             bpf.LiveLiveQuestion
+	// walk reads living processes where the kernel cannot run read_live.
+	walk *link.Iter
 
 	// memberSpec makes a tree's map of members.
 	memberSpec *ebpf.MapSpec
@@ -180,11 +183,15 @@ func (k *kernel) prepare() error {
 	}
 	k.live = (*bpf.LiveLive)(unsafe.Pointer(&k.liveMemory[0]))
 	k.each = unsafe.Slice((*bpf.LiveLiveProcess)(unsafe.Pointer(&k.eachMemory[0])), entries)
-	if k.reasons[groupMemory] != "" {
-		return nil
+	if walk := k.programs[bpf.LiveProgWalkLive]; walk != nil {
+		if k.walk, err = link.AttachIter(link.IterOptions{Program: walk}); err != nil {
+			return fmt.Errorf("attach iterator: %w", err)
+		}
 	}
-	if _, err := runProgram(k.programs[bpf.LiveProgLearnOffsets].FD(), nil, 0); err != nil {
-		return fmt.Errorf("learn where per-CPU counters are: %w", err)
+	if learn := k.programs[bpf.LiveProgLearnOffsets]; learn != nil {
+		if _, err := runProgram(learn.FD(), nil, 0); err != nil {
+			return fmt.Errorf("learn where per-CPU counters are: %w", err)
+		}
 	}
 	return nil
 }
@@ -271,5 +278,8 @@ func (k *kernel) detach() error {
 		}
 	}
 	k.live, k.each = nil, nil
+	if k.walk != nil {
+		err = errors.Join(err, k.walk.Close())
+	}
 	return errors.Join(err, k.close())
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/prov4ml/agent/bpf"
@@ -18,16 +19,36 @@ import (
 // treeOf asks the kernel which tree a process is in.
 func (k *kernel) treeOf(t *testing.T, pid int) TreeID {
 	t.Helper()
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
+	id, err := k.lookupTree(pid)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		t.Fatal(err)
 	}
-	defer unix.Close(fd)
+	return id
+}
+
+func (k *kernel) lookupTree(pid int) (TreeID, error) {
 	var p bpf.LineageProc
-	if err := k.maps[bpf.LineageMapProcs].Lookup(int32(fd), &p); err != nil {
-		return 0
+	procs := k.maps[bpf.LineageMapProcs]
+	if procs.Type() == ebpf.TaskStorage {
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			return 0, err
+		}
+		defer unix.Close(fd)
+		err = procs.Lookup(int32(fd), &p)
+		return TreeID(p.Tree), err
 	}
-	return TreeID(p.Tree)
+	var id struct { // struct member
+		StartNanos uint64
+		Tgid, _    uint32
+	}
+	entries := procs.Iterate()
+	for entries.Next(&id, &p) {
+		if int(id.Tgid) == pid {
+			return TreeID(p.Tree), nil
+		}
+	}
+	return 0, errors.Join(ebpf.ErrKeyNotExist, entries.Err())
 }
 
 // descendants are the pids below a process now, as /proc has them.
@@ -156,18 +177,12 @@ func TestTrackDuringForks(t *testing.T) {
 		tree := k.mustTrack(t, a)
 		for range 20 {
 			for _, pid := range descendants(t, a.PID) {
-				fd, err := unix.PidfdOpen(pid, 0)
-				if err != nil {
-					continue // it has exited since
-				}
-				var p bpf.LineageProc
-				err = k.maps[bpf.LineageMapProcs].Lookup(int32(fd), &p)
-				unix.Close(fd)
+				id, err := k.lookupTree(pid)
 				if stat, readErr := ReadStat("/proc", pid); readErr != nil || stat.Zombie() {
 					continue
 				}
-				if err != nil || TreeID(p.Tree) != tree {
-					t.Fatalf("process %d is in tree %d, want %d (%v)", pid, p.Tree, tree, err)
+				if err != nil || id != tree {
+					t.Fatalf("process %d is in tree %d, want %d (%v)", pid, id, tree, err)
 				}
 			}
 		}

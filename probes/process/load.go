@@ -45,11 +45,34 @@ type program struct {
 	event string
 	// fits says whether this variant is written for the prototype of the event; nil = for any.
 	fits func(*prototypes) bool
+	// fallback is the program that is loaded instead when the kernel refuses this one; empty = none.
+	fallback string
 	// needed are the groups that cannot be had without it.
 	needed []group
 }
 
-func programs() []program {
+// objects are the compiled sources: in one of two sets, of which early is for kernels without bpf_loop (before 5.17).
+type objects struct {
+	early                                                           bool
+	lineage, adopt, live, dirty, block, latency, reclaim, wait, oom func() (*ebpf.CollectionSpec, error)
+}
+
+func objectsFor(known *prototypes) objects {
+	if known.hasHelper("BPF_FUNC_loop") {
+		return objects{
+			lineage: bpf.LoadLineage, adopt: bpf.LoadAdopt, live: bpf.LoadLive, dirty: bpf.LoadDirty,
+			block: bpf.LoadBlock, latency: bpf.LoadLatency, reclaim: bpf.LoadReclaim, wait: bpf.LoadWait, oom: bpf.LoadOom,
+		}
+	}
+	return objects{
+		early:   true,
+		lineage: bpf.LoadLineageEarly, adopt: bpf.LoadAdoptEarly, live: bpf.LoadLiveEarly, dirty: bpf.LoadDirtyEarly,
+		block: bpf.LoadBlockEarly, latency: bpf.LoadLatencyEarly, reclaim: bpf.LoadReclaimEarly, wait: bpf.LoadWaitEarly, oom: bpf.LoadOomEarly,
+	}
+}
+
+// programs lists what to load, in this order.
+func programs(from objects, known *prototypes) []program {
 	all := []group{groupDisk, groupDirty, groupLatency, groupTask, groupMemory, groupReclaim, groupWait, groupKills, groupTrees}
 	reclaim, latency := []group{groupReclaim}, []group{groupLatency}
 	wait, kills := []group{groupWait}, []group{groupKills}
@@ -61,73 +84,91 @@ func programs() []program {
 	passesPID := func(known *prototypes) bool {
 		return known.has("mark_victim") && !known.takes("mark_victim", "task_struct")
 	}
-	return []program{
-		// Forks last of the four: a tree grows only when its ends are seen too.
-		{label: "process free", load: bpf.LoadLineage, name: bpf.LineageProgLineageFree, event: "sched_process_free", needed: all},
-		{label: "process exit", load: bpf.LoadLineage, name: bpf.LineageProgLineageExit, event: "sched_process_exit", needed: all},
-		{label: "process exec", load: bpf.LoadLineage, name: bpf.LineageProgLineageExec, event: "sched_process_exec", needed: all},
-		{label: "process fork", load: bpf.LoadLineage, name: bpf.LineageProgLineageFork, event: "task_newtask", needed: all},
-		{label: "present processes", load: bpf.LoadAdopt, name: bpf.AdoptProgAdopt, needed: all},
-		{label: "per-CPU counters", load: bpf.LoadLive, name: bpf.LiveProgLearnOffsets, needed: []group{groupMemory}},
-		{label: "task counters and memory", load: bpf.LoadLive, name: bpf.LiveProgReadLive, needed: []group{groupTask, groupMemory}},
-		{label: "direct reclaim", load: bpf.LoadReclaim, name: bpf.ReclaimProgDirectReclaimBegin, event: "mm_vmscan_direct_reclaim_begin", needed: reclaim},
-		{label: "direct reclaim", load: bpf.LoadReclaim, name: bpf.ReclaimProgDirectReclaimEnd, event: "mm_vmscan_direct_reclaim_end", needed: reclaim},
-		{label: "cgroup reclaim", load: bpf.LoadReclaim, name: bpf.ReclaimProgMemcgReclaimBegin, event: "mm_vmscan_memcg_reclaim_begin", needed: reclaim},
-		{label: "cgroup reclaim", load: bpf.LoadReclaim, name: bpf.ReclaimProgMemcgReclaimEnd, event: "mm_vmscan_memcg_reclaim_end", needed: reclaim},
+	list := []program{
+		{label: "process free", load: from.lineage, name: bpf.LineageProgLineageFree, event: "sched_process_free", needed: all},
+		{label: "process exit", load: from.lineage, name: bpf.LineageProgLineageExit, event: "sched_process_exit", needed: all},
+	}
+	if !from.early { // those know a process by what no exec changes
+		list = append(list, program{
+			label: "process exec", load: from.lineage, name: bpf.LineageProgLineageExec, event: "sched_process_exec", needed: all,
+		})
+	}
+	list = append(list, []program{
+		// After the others: a tree grows only when its ends are seen too.
+		{label: "process fork", load: from.lineage, name: bpf.LineageProgLineageFork, event: "task_newtask", needed: all},
+		{label: "present processes", load: from.adopt, name: bpf.AdoptProgAdopt, needed: all},
+	}...)
+	if known.countsMemoryPerCPU() {
+		list = append(list, program{label: "per-CPU counters", load: from.live, name: bpf.LiveProgLearnOffsets, needed: []group{groupMemory}})
+	}
+	live := program{
+		label: "task counters and memory", load: from.live, name: bpf.LiveProgReadLive, fallback: bpf.LiveProgWalkLive,
+		needed: []group{groupTask, groupMemory},
+	}
+	if from.early {
+		live.name, live.fallback = live.fallback, ""
+	}
+	return append(list, []program{
+		live,
+		{label: "direct reclaim", load: from.reclaim, name: bpf.ReclaimProgDirectReclaimBegin, event: "mm_vmscan_direct_reclaim_begin", needed: reclaim},
+		{label: "direct reclaim", load: from.reclaim, name: bpf.ReclaimProgDirectReclaimEnd, event: "mm_vmscan_direct_reclaim_end", needed: reclaim},
+		{label: "cgroup reclaim", load: from.reclaim, name: bpf.ReclaimProgMemcgReclaimBegin, event: "mm_vmscan_memcg_reclaim_begin", needed: reclaim},
+		{label: "cgroup reclaim", load: from.reclaim, name: bpf.ReclaimProgMemcgReclaimEnd, event: "mm_vmscan_memcg_reclaim_end", needed: reclaim},
 		// Ends first: a beginning without an end would stay in the map.
-		{label: "wait for a disk", load: bpf.LoadWait, name: bpf.WaitProgDiskWaitEnd, event: "sched_wakeup", needed: wait},
-		{label: "wait for a disk", load: bpf.LoadWait, name: bpf.WaitProgDiskWaitBegin, event: "sched_switch", needed: wait},
+		{label: "wait for a disk", load: from.wait, name: bpf.WaitProgDiskWaitEnd, event: "sched_wakeup", needed: wait},
+		{label: "wait for a disk", load: from.wait, name: bpf.WaitProgDiskWaitBegin, event: "sched_switch", needed: wait},
 		{
-			label: "out-of-memory kills", load: bpf.LoadOom, name: bpf.OomProgOomVictim, event: "mark_victim",
+			label: "out-of-memory kills", load: from.oom, name: bpf.OomProgOomVictim, event: "mark_victim",
 			fits: takes("mark_victim", "task_struct"), needed: kills,
 		},
 		{
-			label: "out-of-memory kills", load: bpf.LoadOom, name: bpf.OomProgOomVictimPid, event: "mark_victim",
+			label: "out-of-memory kills", load: from.oom, name: bpf.OomProgOomVictimPid, event: "mark_victim",
 			fits: passesPID, needed: kills,
 		},
 		{
-			label: "out-of-memory kills", load: bpf.LoadOom, name: bpf.OomProgOomExit, event: "sched_process_exit",
+			label: "out-of-memory kills", load: from.oom, name: bpf.OomProgOomExit, event: "sched_process_exit",
 			fits: passesPID, needed: kills,
 		},
-		{label: "owners of clean pages", load: bpf.LoadDirty, name: bpf.DirtyProgSweep},
+		{label: "owners of clean files", load: from.dirty, name: bpf.DirtyProgSweepInodes},
+		{label: "owners of clean pages", load: from.dirty, name: bpf.DirtyProgSweepPages},
 		{
-			label: "dirty pages", load: bpf.LoadDirty, name: bpf.DirtyProgDirtyFolio, event: "writeback_dirty_folio",
+			label: "dirty pages", load: from.dirty, name: bpf.DirtyProgDirtyFolio, event: "writeback_dirty_folio",
 			fits: takes("writeback_dirty_folio", "folio"), needed: []group{groupDisk, groupDirty},
 		},
 		{
-			label: "dirty pages", load: bpf.LoadDirty, name: bpf.DirtyProgDirtyPage, event: "writeback_dirty_page",
+			label: "dirty pages", load: from.dirty, name: bpf.DirtyProgDirtyPage, event: "writeback_dirty_page",
 			fits: takes("writeback_dirty_page", "page"), needed: []group{groupDisk, groupDirty},
 		},
 		// Latency before the block program, which notes the bios for it.
 		{
-			label: "request completion", load: bpf.LoadLatency, name: bpf.LatencyProgRequestComplete, event: "block_rq_complete",
+			label: "request completion", load: from.latency, name: bpf.LatencyProgRequestComplete, event: "block_rq_complete",
 			fits: takes("block_rq_complete", "request"), needed: latency,
 		},
 		{
-			label: "request split", load: bpf.LoadLatency, name: bpf.LatencyProgBioSplit, event: "block_split",
+			label: "request split", load: from.latency, name: bpf.LatencyProgBioSplit, event: "block_split",
 			fits: takes("block_split", "bio"), needed: latency,
 		},
 		{
-			label: "request split", load: bpf.LoadLatency, name: bpf.LatencyProgBioSplitQueue, event: "block_split",
+			label: "request split", load: from.latency, name: bpf.LatencyProgBioSplitQueue, event: "block_split",
 			fits: takes("block_split", "request_queue", "bio"), needed: latency,
 		},
 		{
-			label: "request issue", load: bpf.LoadLatency, name: bpf.LatencyProgRequestIssue, event: "block_rq_issue",
+			label: "request issue", load: from.latency, name: bpf.LatencyProgRequestIssue, event: "block_rq_issue",
 			fits: takes("block_rq_issue", "request"), needed: latency,
 		},
 		{
-			label: "request issue", load: bpf.LoadLatency, name: bpf.LatencyProgRequestIssueQueue, event: "block_rq_issue",
+			label: "request issue", load: from.latency, name: bpf.LatencyProgRequestIssueQueue, event: "block_rq_issue",
 			fits: takes("block_rq_issue", "request_queue", "request"), needed: latency,
 		},
 		{
-			label: "block I/O", load: bpf.LoadBlock, name: bpf.BlockProgBlockQueue, event: "block_bio_queue",
+			label: "block I/O", load: from.block, name: bpf.BlockProgBlockQueue, event: "block_bio_queue",
 			fits: takes("block_bio_queue", "bio"), needed: []group{groupDisk, groupDirty},
 		},
 		{
-			label: "block I/O", load: bpf.LoadBlock, name: bpf.BlockProgBlockQueueQueue, event: "block_bio_queue",
+			label: "block I/O", load: from.block, name: bpf.BlockProgBlockQueueQueue, event: "block_bio_queue",
 			fits: takes("block_bio_queue", "request_queue", "bio"), needed: []group{groupDisk, groupDirty},
 		},
-	}
+	}...)
 }
 
 // prototypes answers from the kernel's BTF what a tracepoint passes: the typedef btf_trace_NAME is a pointer to its function.
@@ -144,6 +185,47 @@ func (p *prototypes) function(event string) *btf.FuncProto {
 	}
 	function, _ := pointer.Target.(*btf.FuncProto)
 	return function
+}
+
+// hasHelper says whether programs may call this function, by its name in enum bpf_func_id.
+func (p *prototypes) hasHelper(name string) bool {
+	var helpers *btf.Enum
+	if p.kernel == nil || p.kernel.TypeByName("bpf_func_id", &helpers) != nil {
+		return false
+	}
+	for _, value := range helpers.Values {
+		if value.Name == name {
+			return true
+		}
+	}
+	return false
+}
+
+// countsMemoryPerCPU says whether the RSS counters are per-CPU ones (6.2).
+func (p *prototypes) countsMemoryPerCPU() bool {
+	var mm *btf.Struct
+	if p.kernel == nil || p.kernel.TypeByName("mm_struct", &mm) != nil {
+		return false
+	}
+	// Its fields are in an unnamed struct, since the kernel lays the whole out with a tail.
+	for members := mm.Members; len(members) > 0; {
+		var inner []btf.Member
+		for _, member := range members {
+			switch t := btf.UnderlyingType(member.Type).(type) {
+			case *btf.Array:
+				if member.Name == "rss_stat" {
+					element, ok := btf.UnderlyingType(t.Type).(*btf.Struct)
+					return ok && element.Name == "percpu_counter"
+				}
+			case *btf.Struct:
+				if member.Name == "" {
+					inner = append(inner, t.Members...)
+				}
+			}
+		}
+		members = inner
+	}
+	return false
 }
 
 func (p *prototypes) has(event string) bool { return p.function(event) != nil }
@@ -215,7 +297,7 @@ func load(refuse func(name string) error, heartbeatLimit time.Duration, left *ta
 		return l
 	}
 	known := &prototypes{kernel}
-	all := programs()
+	all := programs(objectsFor(known), known)
 	for i, p := range all {
 		switch {
 		case p.fits == nil || p.fits(known):
@@ -223,12 +305,12 @@ func load(refuse func(name string) error, heartbeatLimit time.Duration, left *ta
 				l.report(p, fmt.Errorf("tracepoint %s: %w", p.event, ErrUnsupported))
 				continue
 			}
-			var err error
-			if refuse != nil {
-				err = refuse(p.name)
-			}
-			if err == nil {
-				err = l.add(p)
+			err := l.tryToAdd(p, refuse)
+			if err != nil && p.fallback != "" {
+				p.name = p.fallback
+				if l.tryToAdd(p, refuse) == nil {
+					err = nil
+				}
 			}
 			l.report(p, err)
 		case !l.mentioned(p.label) && (i+1 == len(all) || all[i+1].label != p.label):
@@ -251,7 +333,8 @@ func (l *loaded) mentioned(label string) bool {
 
 // refuse reports that nothing can be loaded.
 func (l *loaded) refuse(err error) {
-	for _, p := range programs() {
+	nothing := &prototypes{}
+	for _, p := range programs(objectsFor(nothing), nothing) {
 		if p.fits == nil || !l.mentioned(p.label) {
 			l.report(p, err)
 		}
@@ -275,6 +358,15 @@ func (l *loaded) report(p program, err error) {
 	l.status = append(l.status, line)
 }
 
+func (l *loaded) tryToAdd(p program, refuse func(name string) error) error {
+	if refuse != nil {
+		if err := refuse(p.name); err != nil {
+			return err
+		}
+	}
+	return l.add(p)
+}
+
 // add loads one program, with the maps that the ones before it made, and attaches it.
 func (l *loaded) add(p program) error {
 	if p.event != "" && l.resuming {
@@ -291,6 +383,9 @@ func (l *loaded) add(p program) error {
 		if name != p.name {
 			delete(spec.Programs, name)
 		}
+	}
+	if len(spec.Programs) == 0 {
+		return fmt.Errorf("no program %s for this kernel: %w", p.name, ErrUnsupported)
 	}
 	pageShift := bits.TrailingZeros(uint(os.Getpagesize()))
 	if err := errors.Join(

@@ -25,12 +25,12 @@ func TestEachProgramFailsAlone(t *testing.T) {
 		{bpf.LatencyProgRequestIssue, record.Source_EBPF, record.Source_EBPF, record.Source_EBPF, false},
 		{bpf.LiveProgReadLive, record.Source_EBPF, record.Source_PROCFS, record.Source_EBPF, true},
 		{bpf.ReclaimProgMemcgReclaimEnd, record.Source_EBPF, record.Source_EBPF, record.Source_EBPF, true},
-		{bpf.DirtyProgSweep, record.Source_EBPF, record.Source_EBPF, record.Source_EBPF, true},
+		{bpf.DirtyProgSweepPages, record.Source_EBPF, record.Source_EBPF, record.Source_EBPF, true},
 		{bpf.LineageProgLineageFork, record.Source_PROCFS, record.Source_PROCFS, record.Source_PROCFS, false},
 	} {
 		t.Run(c.program, func(t *testing.T) {
 			p, err := open(Config{}, func(name string) error {
-				if name == c.program {
+				if name == c.program || c.program == bpf.LiveProgReadLive && name == bpf.LiveProgWalkLive {
 					return errRefused
 				}
 				return nil

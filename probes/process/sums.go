@@ -135,6 +135,9 @@ func (k *kernel) readLive(id TreeID, each bool) error {
 	if each {
 		k.question.Each = 1
 	}
+	if k.walk != nil {
+		return k.walkLive()
+	}
 	result, err := runProgram(k.programs[bpf.LiveProgReadLive].FD(), unsafe.Pointer(&k.question), unsafe.Sizeof(k.question))
 	if err != nil {
 		return err
@@ -143,6 +146,17 @@ func (k *kernel) readLive(id TreeID, each bool) error {
 		return fmt.Errorf("the kernel knows no members of it")
 	}
 	return nil
+}
+
+// walkLive does the same by a walk over all tasks.
+func (k *kernel) walkLive() error {
+	if err := errors.Join(
+		k.maps[bpf.LiveMapLiveQuestions].Put(uint32(0), &k.question),
+		k.maps[bpf.LiveMapLiveSum].Put(uint32(0), &bpf.LiveLive{}),
+	); err != nil {
+		return fmt.Errorf("ask iterator: %w", err)
+	}
+	return readIterator(k.walk)
 }
 
 func (k *kernel) readNode(dst *NodeCounters) error {

@@ -1,9 +1,12 @@
 package process
 
 import (
+	"errors"
+	"fmt"
 	"sync"
 	"time"
-	"unsafe"
+
+	"github.com/cilium/ebpf/link"
 
 	"github.com/prov4ml/agent/bpf"
 )
@@ -24,8 +27,7 @@ type sweeper struct {
 
 func (s *sweeper) start(k *kernel) {
 	s.done = make(chan struct{})
-	program := k.programs[bpf.DirtyProgSweep]
-	if program == nil {
+	if k.programs[bpf.DirtyProgSweepInodes] == nil || k.programs[bpf.DirtyProgSweepPages] == nil {
 		return
 	}
 	inodes, pages := k.maps[bpf.DirtyMapInodes].MaxEntries(), k.maps[bpf.DirtyMapPages].MaxEntries()
@@ -39,7 +41,7 @@ func (s *sweeper) start(k *kernel) {
 			case <-timer.C:
 			}
 			next := sweepEvery
-			left, err := sweep(program.FD())
+			left, err := k.sweep()
 			if err == nil && (left.InodesLeft > inodes/sweepFull || left.PagesLeft > pages/sweepFull) {
 				next = sweepEveryFull
 			}
@@ -53,9 +55,25 @@ func (s *sweeper) stop() {
 	s.wg.Wait()
 }
 
-// sweep removes what nothing will ask for again.
-func sweep(program int) (bpf.DirtySwept, error) {
+// sweep removes what nothing will ask for again and says what is left.
+func (k *kernel) sweep() (bpf.DirtySwept, error) {
 	var left bpf.DirtySwept
-	_, err := runProgram(program, unsafe.Pointer(&left), unsafe.Sizeof(left))
-	return left, err
+	if err := k.maps[bpf.DirtyMapSweeps].Put(uint32(0), &left); err != nil {
+		return left, fmt.Errorf("clear sweep's answer: %w", err)
+	}
+	for _, walk := range [...]struct{ program, over string }{
+		{bpf.DirtyProgSweepInodes, bpf.DirtyMapInodes}, {bpf.DirtyProgSweepPages, bpf.DirtyMapPages},
+	} {
+		iterator, err := link.AttachIter(link.IterOptions{Program: k.programs[walk.program], Map: k.maps[walk.over]})
+		if err != nil {
+			return left, fmt.Errorf("attach sweep: %w", err)
+		}
+		if err := errors.Join(readIterator(iterator), iterator.Close()); err != nil {
+			return left, err
+		}
+	}
+	if err := k.maps[bpf.DirtyMapSweeps].Lookup(uint32(0), &left); err != nil {
+		return left, fmt.Errorf("read sweep's answer: %w", err)
+	}
+	return left, nil
 }

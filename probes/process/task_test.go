@@ -405,7 +405,7 @@ func TestSweep(t *testing.T) {
 		}
 		check := func(when string, least, most int) {
 			t.Helper()
-			if _, err := sweep(k.programs[bpf.DirtyProgSweep].FD()); err != nil {
+			if _, err := k.sweep(); err != nil {
 				t.Fatal(err)
 			}
 			known := 0

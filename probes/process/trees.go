@@ -169,16 +169,24 @@ func (k *kernel) adopt(adoption bpf.AdoptAdoption) (bpf.AdoptAdoption, error) {
 		return adoption, fmt.Errorf("attach iterator: %w", err)
 	}
 	defer iterator.Close()
-	walk, err := iterator.Open()
-	if err != nil {
-		return adoption, fmt.Errorf("open iterator: %w", err)
-	}
-	defer walk.Close()
-	if _, err := io.Copy(io.Discard, walk); err != nil {
-		return adoption, fmt.Errorf("read iterator: %w", err)
+	if err := readIterator(iterator); err != nil {
+		return adoption, err
 	}
 	if err := questions.Lookup(uint32(0), &adoption); err != nil {
 		return adoption, fmt.Errorf("read iterator's answer: %w", err)
 	}
 	return adoption, nil
+}
+
+// readIterator lets an iterator's program run over everything once. It writes nothing.
+func readIterator(iterator *link.Iter) error {
+	walk, err := iterator.Open()
+	if err != nil {
+		return fmt.Errorf("open iterator: %w", err)
+	}
+	defer walk.Close()
+	if _, err := io.Copy(io.Discard, walk); err != nil {
+		return fmt.Errorf("read iterator: %w", err)
+	}
+	return nil
 }
