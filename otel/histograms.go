@@ -26,7 +26,8 @@ func latencyBounds() []float64 {
 // latencyDirections says which direction a histogram of a record is about.
 var latencyDirections = map[string]string{record.DiskReadLatency: "read", record.DiskWriteLatency: "write"}
 
-// addHistogram puts a histogram of a record into the group: one point of its window, whose exemplar leads to the window's span.
+// addHistogram puts a histogram of a record into the group: one point of its window, whose exemplar leads to the window's span. Each
+// begins anew at its window's start.
 func (g *group) addHistogram(p *point, h *record.Histogram) {
 	direction, known := latencyDirections[h.GetName()]
 	if !known {
@@ -64,6 +65,6 @@ func latencyMetric(points []metricdata.HistogramDataPoint[float64]) metricdata.M
 	return metricdata.Metrics{
 		Name: names.MetricLatency, Unit: "s",
 		Description: "Time of the tree's requests from issue to completion, of each window. The exemplar is the window's mean and leads to its span.",
-		Data:        metricdata.Histogram[float64]{DataPoints: points, Temporality: metricdata.DeltaTemporality},
+		Data:        metricdata.Histogram[float64]{DataPoints: points, Temporality: metricdata.CumulativeTemporality},
 	}
 }

@@ -30,8 +30,13 @@ func TestLatencyHistogram(t *testing.T) {
 			found = &h
 		}
 	}
-	if found == nil || len(found.DataPoints) != 1 || found.Temporality != metricdata.DeltaTemporality {
+	if found == nil || len(found.DataPoints) != 1 || found.Temporality != metricdata.CumulativeTemporality {
 		t.Fatalf("%+v, want one point", found)
+	}
+	for _, m := range Metrics([]*record.LogCall{rec}, "v", StepExemplar)[0].ScopeMetrics[0].Metrics {
+		if m.Name == names.MetricLatency {
+			t.Error("a series over all steps got the counts of one window")
+		}
 	}
 	p := found.DataPoints[0]
 	if p.Count != 7 || p.Sum != 300 || len(p.BucketCounts) != len(p.Bounds)+1 {

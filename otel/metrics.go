@@ -175,7 +175,9 @@ func (b *metricBuilder) add(g *group, rec *record.LogCall) {
 		}
 	}
 
-	if system || end {
+	// A series that runs on over steps would need running counts: Prometheus and its kin, which want such series, refuse a whole
+	// request for one histogram that is a window's own.
+	if (system || end) && !p.exemplar {
 		for _, h := range rec.GetHistograms() {
 			g.addHistogram(p, h)
 		}

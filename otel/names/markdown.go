@@ -74,7 +74,7 @@ func Markdown(w io.Writer) error {
 
 	b.WriteString("\n## Metrics without an attribute of their own\n\n| metric | kind, unit | meaning |\n|---|---|---|\n")
 	fmt.Fprintf(&b, "| `%s` | gauge | A metric that the script logged (`log_metric`); its key is `%s`. |\n", MetricLogged, LoggedKey)
-	fmt.Fprintf(&b, "| `%s` | histogram, `s`, delta | Time of the tree's requests from issue to completion: the window's own counts between powers of two, by `disk.io.direction`. The exemplar is the window's mean and leads to its span. |\n", MetricLatency)
+	fmt.Fprintf(&b, "| `%s` | histogram, `s` | Time of the tree's requests from issue to completion: the counts of one window between powers of two, by `disk.io.direction`, starting at the window's start; only with `--metrics-step=attribute`. The exemplar is the window's mean and leads to its span. |\n", MetricLatency)
 	fmt.Fprintf(&b, "| `%s` | gauge | The newest step of a context; only with `--metrics-step=exemplar`. |\n", MetricStep)
 
 	b.WriteString("\n## Spans\n\nOne **run trace** for each logging process; **segment traces** hold the log calls.\n\n| span | trace | what it is |\n|---|---|---|\n")

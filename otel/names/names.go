@@ -72,7 +72,7 @@ const (
 const (
 	MetricLogged = Prefix + "logged_metric"
 	MetricStep   = Prefix + "step"
-	// MetricLatency is a histogram of one window, so of delta temporality.
+	// MetricLatency is a histogram of one window.
 	MetricLatency = Prefix + "disk.latency"
 )
 
