@@ -169,6 +169,8 @@ static long write_step(__u32 i, struct walk *w)
 	__u32 owner = w->submitter;
 	if (writeback)
 		owner = owner_of_folio(&f, w, n);
+	else if (owner == TREE_UNKNOWN && is_of_used_device(mapping_of(f.head)))
+		owner = TREE_METADATA; // a journal's writer, before 6.9 without the flag
 
 	if (!w->started) {
 		w->started = 1;
@@ -308,13 +310,9 @@ static __always_inline void charge_read(struct bio *bio, __u32 dev, __u32 tree, 
 	// All pages of a read into the page cache are alike: new, of a file, not yet up to date.
 	__u64 mapping = mapping_of(f.head);
 	bool miss = mapping && !(mapping & MAPPING_FLAGS) && !page_bit(f.flags, PG_uptodate);
-	if (miss) {
-		struct inode *inode = BPF_CORE_READ((struct address_space *)mapping, host);
-		if (inode && is_block_device(inode) && BPF_CORE_READ(device_of_inode(inode), bd_holder)) {
-			count(dev, false, CLASS_METADATA,
-			      bytes); // of the file system on it, read ahead without the flag
-			return;
-		}
+	if (miss && is_of_used_device(mapping)) {
+		count(dev, false, CLASS_METADATA, bytes); // read ahead without the flag
+		return;
 	}
 	struct sums *s = sums_of(tree);
 	count(dev, false, s ? CLASS_TREES : CLASS_OTHER, bytes);

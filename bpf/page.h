@@ -92,6 +92,15 @@ static __always_inline struct block_device *device_of_inode(struct inode *inode)
 	return (void *)((__u64)inode - bpf_core_field_offset(struct bdev_inode, vfs_inode));
 }
 
+// The page belongs to a device that a file system has in use, so it holds that file system's metadata.
+static __always_inline bool is_of_used_device(__u64 mapping)
+{
+	if (!mapping || (mapping & MAPPING_FLAGS))
+		return false;
+	struct inode *inode = BPF_CORE_READ((struct address_space *)mapping, host);
+	return inode && is_block_device(inode) && BPF_CORE_READ(device_of_inode(inode), bd_holder);
+}
+
 // The entry of an inode, if it is still this inode's: the pointer is reused.
 static __always_inline struct inode_owner *owner_of_inode(struct inode *inode)
 {

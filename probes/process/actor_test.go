@@ -97,6 +97,12 @@ func (s step) act() error {
 		return withFile(s.Path, os.O_RDWR|os.O_CREATE, func(f *os.File) error { return s.write(f, make([]byte, chunk)) })
 	case "write-stripes": // every other page of so many bytes
 		return withFile(s.Path, os.O_RDWR|os.O_CREATE, func(f *os.File) error {
+			// xfs makes the pages between the end of the file and a write behind it dirty, all by the writer.
+			if info, err := f.Stat(); err != nil || info.Size() < s.At+s.Bytes {
+				if err := errors.Join(err, f.Truncate(s.At+s.Bytes)); err != nil {
+					return err
+				}
+			}
 			page := make([]byte, os.Getpagesize())
 			for at := s.At; at < s.At+s.Bytes; at += 2 * int64(len(page)) {
 				if _, err := f.WriteAt(page, at); err != nil {

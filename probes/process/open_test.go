@@ -15,6 +15,13 @@ var errRefused = errors.New("refused for the test")
 // Each program may be missing; the values of the others stay eBPF's, and what procfs knows comes from there.
 func TestEachProgramFailsAlone(t *testing.T) {
 	openTestKernel(t) // skips, or says what else fails
+	// On kernels where the program is another one.
+	variants := map[string]string{
+		bpf.BlockProgBlockQueue:     bpf.BlockProgBlockQueueQueue,
+		bpf.DirtyProgDirtyFolio:     bpf.DirtyProgDirtyPage,
+		bpf.LatencyProgRequestIssue: bpf.LatencyProgRequestIssueQueue,
+		bpf.LiveProgReadLive:        bpf.LiveProgWalkLive,
+	}
 	for _, c := range []struct {
 		program             string
 		disk, task, latency record.Source
@@ -30,7 +37,7 @@ func TestEachProgramFailsAlone(t *testing.T) {
 	} {
 		t.Run(c.program, func(t *testing.T) {
 			p, err := open(Config{}, func(name string) error {
-				if name == c.program || c.program == bpf.LiveProgReadLive && name == bpf.LiveProgWalkLive {
+				if name == c.program || name == variants[c.program] {
 					return errRefused
 				}
 				return nil
