@@ -31,7 +31,7 @@ type Kill struct {
 // KillNotifier is a Probe that tells of kills.
 type KillNotifier interface {
 	// NotifyKills has receive called for each kill of a process of a tree from now on, from one goroutine, while the victim is still
-	// exiting. It is called once; receive must not call Close.
+	// exiting. A later call takes the place of an earlier one; receive must not call Close.
 	NotifyKills(receive func(Kill)) error
 }
 
@@ -91,6 +91,7 @@ func (k *kernel) NotifyKills(receive func(Kill)) error {
 	if err != nil {
 		return fmt.Errorf("read the ring of kills: %w", err)
 	}
+	k.kills.stop()
 	k.kills.ring, k.kills.receive = ring, receive
 	k.kills.wg.Go(k.kills.run)
 	return nil
