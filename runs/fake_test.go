@@ -31,6 +31,7 @@ type fakeProbe struct {
 	released []process.TreeID
 	// notes, and the trees that an agent before this one has left.
 	notes    map[process.TreeID]process.Resumed
+	set      uint64
 	resumed  []process.Resumed
 	followed map[*fakePeak][]process.TreeID
 	trackErr error
@@ -56,7 +57,9 @@ func (p *fakeProbe) Track(who probes.Process) (process.Tracked, error) {
 	}
 	p.next++
 	p.trees[p.next] = &process.Tree{ID: p.next, Gauges: process.Gauges{Processes: 1}}
-	return process.Tracked{ID: p.next, Parent: p.outside[who.PID]}, nil
+	tracked := process.Tracked{ID: p.next, Parent: p.outside[who.PID], Set: p.set}
+	p.notes[p.next] = process.Resumed{Tracked: tracked, Root: who}
+	return tracked, nil
 }
 
 func (p *fakeProbe) Release(id process.TreeID) {
@@ -64,6 +67,7 @@ func (p *fakeProbe) Release(id process.TreeID) {
 	defer p.mu.Unlock()
 	p.released = append(p.released, id)
 	delete(p.trees, id)
+	delete(p.notes, id)
 }
 
 type fakePeak struct{ probe *fakeProbe }
@@ -118,9 +122,26 @@ func (p *fakeProbe) Note(id, parent process.TreeID, note []byte) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	kept := p.notes[id]
-	kept.ID, kept.Parent, kept.Note = id, parent, note
+	kept.Parent, kept.Note = parent, note
 	p.notes[id] = kept
 	return nil
+}
+
+// successor is the probe of the next agent, over the same trees.
+func (p *fakeProbe) successor() *fakeProbe {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	next := newFakeProbe()
+	next.set, next.next, next.node, next.outside = p.set, p.next, p.node, p.outside
+	for id, tree := range p.trees {
+		same := *tree
+		next.trees[id] = &same
+	}
+	for id, kept := range p.notes {
+		next.notes[id] = kept
+		next.resumed = append(next.resumed, kept)
+	}
+	return next
 }
 
 func (p *fakeProbe) Status() []probes.Status { return nil }

@@ -1108,7 +1108,15 @@ func eventually(t *testing.T, what string, done func() bool) {
 }
 
 func BenchmarkLog(b *testing.B) {
+	// With a set, what the next agent needs is stored too.
+	for name, set := range map[string]uint64{"run": 0, "serve": 1} {
+		b.Run(name, func(b *testing.B) { benchmarkLog(b, set) })
+	}
+}
+
+func benchmarkLog(b *testing.B, set uint64) {
 	probe, store := newFakeProbe(), discard{}
+	probe.set = set
 	tracker := New(Config{}, probe, host.New(host.Config{}), store, store)
 	defer tracker.Close(context.Background())
 	stat, err := process.ReadStat("/proc", os.Getpid())
