@@ -79,7 +79,9 @@ def costs(calls: dict[str, Any], spans: int) -> list[str]:
     head = [f"p50 / p99 {name}" for name in SPACINGS.values()]
     lines = [
         f"Microseconds a call on the calling thread: the median of {calls['rounds']} rounds, in brackets the smallest "
-        f"and the largest of a round. {spans:,} of {calls['logged']:,} logged calls are in the files.",
+        f"and the largest of a round. {spans:,} of {calls['logged']:,} logged calls are in the files. Blocks of "
+        "synchronous calls left out, since one found no answer within a second and those after it did not wait: "
+        f"{calls['given_up']}.",
         "",
         "| | " + " | ".join(head) + " |",
         "|---|" + "---|" * len(head),
