@@ -32,7 +32,7 @@ run: build ## Train the example under the agent: live line, summary, files
 
 .PHONY: python-test
 python-test: ## Make .venv with what the tests need
-	@$(VENV)/bin/python -c 'import torch, torchvision, sklearn, transformers, peft, pytest, psutil' 2>/dev/null && command -v $(VENV)/bin/ruff >/dev/null || { \
+	@$(VENV)/bin/python -c 'import torch, torchvision, sklearn, transformers, peft, jax, pytest, psutil; import importlib.metadata as m; m.version("keras")' 2>/dev/null && command -v $(VENV)/bin/ruff >/dev/null || { \
 	  echo "installing the Python packages of the tests into $(VENV)"; \
 	  { [ -x $(VENV)/bin/python ] || python3 -m venv $(VENV); } && \
 	  $(VENV)/bin/pip install -q --disable-pip-version-check -r examples/requirements.txt -r client/python/requirements-test.txt; }

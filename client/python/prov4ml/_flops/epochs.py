@@ -36,7 +36,7 @@ def epoch(tracer: Any, model: Any, dataset: Any) -> Cost:
     """The cost of one epoch of dataset; see the package for the fragment."""
     state = tracer.state(model)
     if state.torch is None or counters.registered(model) is not None:
-        return Cost(_other(state, model, dataset))
+        return Cost(_other(tracer, state, model, dataset))
     if isinstance(dataset, (list, tuple)) and not _is_dataset(dataset):
         return _listed(tracer, state, model, dataset)
     plan = _plan(dataset)
@@ -314,12 +314,8 @@ def _listed(tracer: Any, state: Any, model: Any, batches: Any) -> Cost:
     return _combine(tracer, state, model, [(count, plan) for count, plan in counts.values()], "")
 
 
-def _other(state: Any, model: Any, dataset: Any) -> Fragment:
+def _other(tracer: Any, state: Any, model: Any, dataset: Any) -> Fragment:
     """An epoch of a model that is not torch's."""
-    registered, own = counters.registered(model), counters.own_method(model)
     if isinstance(dataset, (list, tuple)):
-        if registered is not None:
-            return counters.total([counters.user_count(registered, model, batch) for batch in dataset])
-        if own is not None:
-            return counters.total([counters.user_count(own, batch) for batch in dataset])
+        return counters.total([tracer.other(state, model, batch).result()["count"] for batch in dataset])
     return {"incompleteReason": "only a list of batches can be counted beforehand for a model that is not torch's"}

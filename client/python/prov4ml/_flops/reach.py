@@ -90,7 +90,7 @@ def _function(value: Any) -> Any:
     elif isinstance(value, property):
         value = value.fget
     else:
-        value = getattr(value, "func", None)  # a partial
+        value = None if _is_lazy(value) else getattr(value, "func", None)  # a partial
     return value if isinstance(value, types.FunctionType) else None
 
 
@@ -101,8 +101,13 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
+def _is_lazy(value: Any) -> bool:
+    """Whether reading an attribute runs the object's own code, which may import a module or raise."""
+    return hasattr(type(value), "__getattr__")
+
+
 def _is_generator(value: Any) -> bool:
-    owner = getattr(value, "__self__", None)
+    owner = None if _is_lazy(value) else getattr(value, "__self__", None)
     if owner is None or not callable(value):
         return False
     if isinstance(owner, random.Random):

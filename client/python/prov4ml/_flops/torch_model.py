@@ -17,7 +17,7 @@ from .observe import Observer
 from .reach import reach
 from .recorder import CancelledError
 from .settings import SEES_HOOKS, any_autocast, autocast_dtype, float32_dtypes
-from .shadow import META, META_LENGTHS
+from .shadow import FAKE, META, META_LENGTHS
 from .tracing import NeedsTrainingThreadError, NotTracedError, Setting, batch_size, trace
 from .watch import Watch
 
@@ -36,6 +36,11 @@ class TorchModel:
         self.watch = Watch(inner)
         # The rung and the way of calling that worked last.
         self.first: Tuple[str, int] = (META, 0)
+        # Whether meta tensors would go another way than real ones: Keras takes them for its own shape inference, and
+        # cuts the gradients.
+        self._fake_only = any(cls.__module__.split(".")[0] == "keras" for cls in type(inner).__mro__)
+        if self._fake_only:
+            self.first = (FAKE, 0)
         # Whether the values of short integer vectors decide the cost (packed sequences).
         self.values = False
         # Whether plain numbers in the batch decide the cost.
@@ -86,6 +91,11 @@ class TorchModel:
                 reason = f"no shadow could be made: {type(err).__name__}: {err}"
             self._captured = (digest, captured) if captured is not None and not captured.shares else None
         return Job(self, model, plan, setting, captured, reason, key, self._on_training_thread)
+
+    def check_rung(self, rung: str) -> None:
+        """Raises NotTracedError for a trace that does not tell what the model does."""
+        if self._fake_only and rung != FAKE:
+            raise NotTracedError("Keras runs meta tensors another way, and fake tensors did not work", [])
 
     def learn(self, key: Any, plan: Any, signature: str) -> None:
         """Learns from equal costs under different keys what does not matter."""
@@ -185,6 +195,7 @@ class Job:
                         self.cancelled,
                         self.on_training_thread,
                     )
+                self._owner.check_rung(traced.rung)
                 self._owner.first = (traced.rung, traced.call)
                 self._owner.values |= traced.rung == META_LENGTHS
                 self._captured = None

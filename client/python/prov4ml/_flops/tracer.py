@@ -32,7 +32,7 @@ import zlib
 from collections import OrderedDict
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
-from . import counters
+from . import counters, jax_function, keras_model
 from .cost import Cost, Fragment
 
 _MAX_ENTRIES = 2048  # signatures kept per model; beyond, the oldest is forgotten and would be traced again
@@ -80,6 +80,8 @@ class State:
         self.entries: OrderedDict[Any, Entry] = OrderedDict()
         # Everything for torch models: torch_model.TorchModel.
         self.torch: Any = None
+        # For JAX's functions: whether plain numbers among the arguments decide the cost.
+        self.numbers = True
 
 
 class Tracer:
@@ -111,7 +113,7 @@ class Tracer:
         if state is None or state.model() is not model:
             state = self._new_state(model)
         if state.torch is None or (counters.by_type and counters.registered(model) is not None):
-            return self._other(state, model, batch)
+            return self.other(state, model, batch)
         key = state.torch.key(model, batch)
         entry = state.entries.get(key)
         if entry is not None:
@@ -323,20 +325,39 @@ class Tracer:
 
     # --- models that are not torch's ----------------------------------------------------------------------------------
 
-    def _other(self, state: State, model: Any, batch: Any) -> Cost:
+    def other(self, state: State, model: Any, batch: Any) -> Cost:
+        """The cost of a batch of a model that is not torch's, or that a counter is registered for."""
         fn = counters.registered(model)
         if fn is not None:
             return Cost({"count": counters.user_count(fn, model, batch)})
-        if counters.is_jax(model):
-            return self._analysis(state, batch, counters.jax_arguments, lambda a: counters.jax_count(model, *a))
-        if counters.is_keras(model):
-            return self._analysis(state, batch, counters.keras_specs, lambda a: counters.keras_count(model, a))
+        if jax_function.is_function(model):
+            return self._jax(state, model, batch)
+        if jax_function.is_stage(model):
+            return Cost({"count": jax_function.stage_count(model)})
+        if keras_model.is_keras(model):
+            return self._analysis(state, batch, keras_model.specs, lambda a: keras_model.count(model, a))
         own = counters.own_method(model)
         if own is not None:
             return Cost({"count": counters.user_count(own, batch)})
         kind = type(model).__name__
         reason = f"a {kind} is no model that can be counted: register_counter({kind}, fn) or a flops(batch) method can"
+        if callable(model) and "jax" in sys.modules:
+            reason += "; of JAX, functions under jax.jit can"
         return Cost({"count": counters.missing("", reason)})
+
+    def _jax(self, state: State, model: Any, batch: Any) -> Cost:
+        """XLA's analysis, once for each shape of the arguments."""
+        try:
+            entry = state.entries.get(jax_function.key(batch, state.numbers))
+            if entry is None:
+                count, state.numbers = jax_function.count(model, *jax_function.arguments(model, batch))
+                with self._lock:
+                    entry = self._entry(state, jax_function.key(batch, state.numbers))
+                entry.known = Cost({"count": count})
+        except Exception as err:  # noqa: BLE001 - JAX's own code runs here
+            return Cost({"count": counters.missing("", f"the batch has no shapes: {type(err).__name__}: {err}")})
+        assert entry.known is not None
+        return entry.known
 
     def _analysis(
         self, state: State, batch: Any, shapes: Callable[[Any], Any], count: Callable[[Any], counters.Count]

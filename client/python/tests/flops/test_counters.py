@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
-import types
 from typing import Any, Iterator
 
 import pytest
@@ -70,68 +68,6 @@ def test_bad_registrations() -> None:
         _flops.register_counter(Model(), print)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="a function or None"):
         _flops.register_counter(Model, 3)  # type: ignore[arg-type]
-
-
-class Lowered:
-    def __init__(self, analysis: Any) -> None:
-        self._analysis = analysis
-
-    def cost_analysis(self) -> Any:
-        if isinstance(self._analysis, Exception):
-            raise self._analysis
-        return self._analysis
-
-
-class Jitted:
-    """As jax.jit's functions are: they can be called, and lowered for shapes."""
-
-    def __init__(self, analysis: Any) -> None:
-        self.analysis = analysis
-        self.lowered = 0
-
-    def __call__(self, *args: Any) -> Any:
-        raise AssertionError("the function must not be run")
-
-    def lower(self, *args: Any, **kwargs: Any) -> Lowered:
-        self.lowered += 1
-        return Lowered(self.analysis)
-
-
-@pytest.fixture
-def jax(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in: jax itself is no dependency of the tests."""
-    module = types.ModuleType("jax")
-
-    def tree_map(fn: Any, tree: Any) -> Any:
-        if isinstance(tree, (list, tuple)):
-            return type(tree)(tree_map(fn, item) for item in tree)
-        if isinstance(tree, dict):
-            return {key: tree_map(fn, item) for key, item in tree.items()}
-        return fn(tree)
-
-    module.tree_util = types.SimpleNamespace(tree_map=tree_map)  # type: ignore[attr-defined]
-    module.ShapeDtypeStruct = lambda shape, dtype: ("array", tuple(shape), str(dtype))  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "jax", module)
-
-
-def test_jax(jax: None) -> None:
-    model = Jitted({"flops": 64_000.0, "transcendentals": 1.0})
-    for _ in range(3):
-        assert _count(model, (torch.randn(2, 3), torch.randn(3))) == {"method": "cost_analysis", "forward": "64000"}
-    assert model.lowered == 1
-    _count(model, (torch.randn(4, 3), torch.randn(3)))
-    assert model.lowered == 2
-    assert _count(Jitted([{"flops": 5.0}]), {"x": torch.randn(2)})["forward"] == "5"
-
-
-@pytest.mark.parametrize(
-    "analysis", [None, [], {}, {"flops": -1.0}, {"flops": 0.0}, {"flops": math.nan}, OSError("gpu")]
-)
-def test_jax_that_does_not_know(analysis: Any, jax: None) -> None:
-    count = _count(Jitted(analysis), (torch.randn(2),))
-    assert "forward" not in count
-    assert count["method"] == "cost_analysis"
-    assert "jax" in count["missingReason"]
 
 
 def test_an_epoch_of_counted_batches(register: Any) -> None:
