@@ -2,7 +2,6 @@ package process
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -54,11 +53,10 @@ func (r *killReader) run() {
 	var raw ringbuf.Record
 	page := uint64(os.Getpagesize())
 	for {
-		err := r.ring.ReadInto(&raw)
-		if errors.Is(err, ringbuf.ErrClosed) {
-			return
+		if err := r.ring.ReadInto(&raw); err != nil {
+			return // it is closed, or cannot be polled, now or ever
 		}
-		if err != nil || len(raw.RawSample) < int(unsafe.Sizeof(bpf.OomKill{})) {
+		if len(raw.RawSample) < int(unsafe.Sizeof(bpf.OomKill{})) {
 			continue
 		}
 		var kill bpf.OomKill

@@ -11,6 +11,9 @@ import (
 func TestKillsForWantOfMemory(t *testing.T) {
 	k := openTestKernel(t)
 	told := make(chan Kill, 8)
+	if err := k.NotifyKills(func(Kill) { t.Error("the receiver before is told") }); err != nil {
+		t.Fatal(err)
+	}
 	if err := k.NotifyKills(func(kill Kill) { told <- kill }); err != nil {
 		t.Fatal(err)
 	}
