@@ -87,7 +87,7 @@ def main(mode, path):
                 write(WORKER)
                 os.write(ends[1], b"x")
                 time.sleep(1000)
-            time.sleep(0.3)
+            time.sleep(2)  # /proc is looked at now and then: an orphan is known if it was seen with its parent
             os._exit(0)
         os.close(ends[1])
         os.waitpid(pid, 0)
