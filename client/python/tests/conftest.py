@@ -1,13 +1,11 @@
-"""Fixtures: sockets, agents, clients of their own, and scripts in a process of their own."""
+"""Fixtures: sockets, agents, clients of their own."""
 
 from __future__ import annotations
 
 import os
 import pathlib
-import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -23,12 +21,10 @@ for name in [name for name in os.environ if name.startswith("PROV4ML_") and name
 sys.path.insert(0, str(HERE))
 sys.path.insert(0, str(ROOT))
 
-from agent import Agent, Reply, Taken  # noqa: E402
+from agent import Agent  # noqa: E402
 
 from prov4ml._client import Client  # noqa: E402
 from prov4ml._notice import Notices  # noqa: E402
-
-__all__ = ["Agent", "Reply", "Taken"]
 
 
 @pytest.fixture
@@ -80,23 +76,3 @@ def package(monkeypatch: pytest.MonkeyPatch, client: Client) -> Any:
     monkeypatch.setattr(prov4ml, "_agent", client)
     monkeypatch.setattr(prov4ml, "_flops_calls", Costs(client))
     return prov4ml
-
-
-def script(text: str, *arguments: str, wait: bool = True, **environment: str) -> Any:
-    """Runs Python text in a process of its own: its result, or the running process."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(text), *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    if not wait:
-        return process
-    try:
-        out, err = process.communicate(timeout=60)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Agent
+from agent import Agent
 
 import prov4ml
 from prov4ml import Context

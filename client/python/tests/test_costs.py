@@ -7,7 +7,8 @@ import time
 from typing import Any
 
 import pytest
-from conftest import Agent, Reply, Taken, script
+from agent import Agent, Reply, Taken
+from scripts import script
 
 from prov4ml import Context
 from prov4ml._client import Client

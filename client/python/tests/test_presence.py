@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import HERE, Agent, Reply, Taken
+from agent import Agent, Reply, Taken
+from scripts import HERE
 
 from prov4ml import _wire
 from prov4ml._client import Client, Description
@@ -363,7 +364,7 @@ def test_stopped_agent_with_full_buffers_keeps_and_counts(far: Any, client: Clie
 
 
 def test_stopped_at_import_and_at_exit(far: Any) -> None:
-    from conftest import script
+    from scripts import script
 
     process, taken = far
     os.kill(process.pid, signal.SIGSTOP)

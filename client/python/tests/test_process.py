@@ -12,7 +12,8 @@ import time
 from typing import Any
 
 import pytest
-from conftest import ROOT, Agent, Reply, Taken, script
+from agent import Agent, Reply, Taken
+from scripts import ROOT, script
 
 from prov4ml import _wire
 from prov4ml._client import Client

@@ -8,7 +8,8 @@ import sys
 from typing import Any
 
 import pytest
-from conftest import ROOT, Agent, script
+from agent import Agent
+from scripts import ROOT, script
 
 import prov4ml
 from prov4ml import _upstream, yprov4ml
