@@ -335,7 +335,7 @@ func TestProgramsStopWithoutAnAgent(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatal("no program has noticed for a minute")
 		}
-		_ = exec.Command("true").Run() // an event to notice at
+		_ = exec.Command("sleep", "0").Run() // an event to notice at
 	}
 	a.next()
 	a.paused()
