@@ -1,7 +1,7 @@
 package e2e
 
 import (
-	"bufio"
+	"bytes"
 	"encoding/json"
 	"os"
 	"strconv"
@@ -80,26 +80,25 @@ func attributes(t *testing.T, list []keyValue) map[string]any {
 	return all
 }
 
-// eachLine decodes every line of an OTLP JSON lines file; a torn line fails the test.
-func eachLine[T any](t *testing.T, path string, use func(T)) {
+// eachLine decodes every line of OTLP JSON lines; a torn line fails the test.
+func eachLine[T any](t *testing.T, path string, text []byte, use func(T)) {
 	t.Helper()
-	file, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
-	lines := bufio.NewScanner(file)
-	lines.Buffer(nil, 16<<20)
-	for lines.Scan() {
+	for text := range bytes.Lines(text) {
 		var line T
-		if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
-			t.Fatalf("%s: torn line: %v: %.200s", path, err, lines.Text())
+		if err := json.Unmarshal(text, &line); err != nil || !bytes.HasSuffix(text, []byte("\n")) {
+			t.Fatalf("%s: torn line: %v: %.200s", path, err, text)
 		}
 		use(line)
 	}
-	if err := lines.Err(); err != nil {
+}
+
+func readFile(t *testing.T, path string) []byte {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
 		t.Fatal(err)
 	}
+	return text
 }
 
 func nanos(t *testing.T, text string) int64 {
@@ -119,6 +118,21 @@ type resourceJSON struct {
 }
 
 func readSpans(t *testing.T, path string) []span {
+	t.Helper()
+	return spansOf(t, path, readFile(t, path))
+}
+
+// readSpansSoFar reads a file that may not be there yet and that the agent may be writing to: a line without its end is left out.
+func readSpansSoFar(t *testing.T, path string) []span {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	return spansOf(t, path, text[:bytes.LastIndexByte(text, '\n')+1])
+}
+
+func spansOf(t *testing.T, path string, text []byte) []span {
 	t.Helper()
 	type request struct {
 		ResourceSpans []struct {
@@ -141,7 +155,7 @@ func readSpans(t *testing.T, path string) []span {
 		} `json:"resourceSpans"`
 	}
 	var spans []span
-	eachLine(t, path, func(r request) {
+	eachLine(t, path, text, func(r request) {
 		for _, rs := range r.ResourceSpans {
 			resource := attributes(t, rs.Resource.Attributes)
 			for _, ss := range rs.ScopeSpans {
@@ -187,7 +201,7 @@ func readPoints(t *testing.T, path string) []point {
 		} `json:"resourceMetrics"`
 	}
 	var points []point
-	eachLine(t, path, func(r request) {
+	eachLine(t, path, readFile(t, path), func(r request) {
 		for _, rm := range r.ResourceMetrics {
 			resource := attributes(t, rm.Resource.Attributes)
 			for _, sm := range rm.ScopeMetrics {

@@ -110,7 +110,7 @@ func TestServeKilledDuringAWriter(t *testing.T) {
 				t.Fatalf("exit status %d", code)
 			}
 			traces := filepath.Join(s.out, "traces.jsonl")
-			await(t, "the run's end", func() bool { return len(named(readSpansIfAny(t, traces), "training_run_end")) == 1 })
+			await(t, "the run's end", func() bool { return len(named(readSpansSoFar(t, traces), "training_run_end")) == 1 })
 			s.stop(t)
 			spans := ofProcess(readSpans(t, traces), int64(j.Process.Pid))
 			withoutGap(t, spans)
@@ -144,19 +144,19 @@ func TestNestedRunsOutliveTheAgent(t *testing.T) {
 	j := startJob(t, clientCommand(t, s.socket, "inner_outer.py", data))
 	j.awaitText(t, "kill\n")
 	traces := filepath.Join(s.out, "traces.jsonl")
-	await(t, "the first inner run's end", func() bool { return len(named(readSpansIfAny(t, traces), "training_run_end")) == 1 })
+	await(t, "the first inner run's end", func() bool { return len(named(readSpansSoFar(t, traces), "training_run_end")) == 1 })
 	s.kill(t)
 	j.say(t)
 	j.awaitText(t, "start\n")
 	s = startServe(t, dir, "--pin-dir", pins)
-	await(t, "the end of the inner run that ended meanwhile", func() bool { return len(named(readSpansIfAny(t, traces), "training_run_end")) == 2 })
+	await(t, "the end of the inner run that ended meanwhile", func() bool { return len(named(readSpansSoFar(t, traces), "training_run_end")) == 2 })
 	j.say(t)
 	j.awaitText(t, "end\n")
 	j.say(t)
 	if code := j.exit(t); code != 0 {
 		t.Fatalf("exit status %d", code)
 	}
-	await(t, "all runs' end", func() bool { return len(named(readSpansIfAny(t, traces), "training_run_end")) == 4 })
+	await(t, "all runs' end", func() bool { return len(named(readSpansSoFar(t, traces), "training_run_end")) == 4 })
 	s.stop(t)
 	spans := readSpans(t, traces)
 	outer := ofProcess(spans, int64(j.Process.Pid))
@@ -193,7 +193,7 @@ func TestFirstWindowOutlivesTheAgent(t *testing.T) {
 		t.Fatalf("exit status %d", code)
 	}
 	traces := filepath.Join(s.out, "traces.jsonl")
-	await(t, "the run's end", func() bool { return len(named(readSpansIfAny(t, traces), "training_run_end")) == 1 })
+	await(t, "the run's end", func() bool { return len(named(readSpansSoFar(t, traces), "training_run_end")) == 1 })
 	s.stop(t)
 	spans := ofProcess(readSpans(t, traces), int64(j.Process.Pid))
 	withoutGap(t, spans)
@@ -255,7 +255,7 @@ func TestCleanup(t *testing.T) {
 		t.Fatalf("exit status %d", code)
 	}
 	traces := filepath.Join(s.out, "traces.jsonl")
-	await(t, "the run's end", func() bool { return len(named(readSpansIfAny(t, traces), "training_run_end")) == 1 })
+	await(t, "the run's end", func() bool { return len(named(readSpansSoFar(t, traces), "training_run_end")) == 1 })
 	s.stop(t)
 	gaps := 0
 	for _, one := range ofProcess(readSpans(t, traces), int64(j.Process.Pid)) {

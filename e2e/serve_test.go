@@ -31,7 +31,7 @@ func TestTwoRunsThroughOneServe(t *testing.T) {
 		}
 	}
 	traces := filepath.Join(s.out, "traces.jsonl")
-	await(t, "both runs' end", func() bool { return len(named(readSpansIfAny(t, traces), "training_run_end")) == 2 })
+	await(t, "both runs' end", func() bool { return len(named(readSpansSoFar(t, traces), "training_run_end")) == 2 })
 	s.stop(t)
 	byService := map[string][]span{}
 	for _, one := range readSpans(t, traces) {
@@ -63,15 +63,6 @@ func keys[K comparable, V any](m map[K]V) []K {
 		all = append(all, k)
 	}
 	return all
-}
-
-// readSpansIfAny reads a file that may not be there yet.
-func readSpansIfAny(t *testing.T, path string) []span {
-	t.Helper()
-	if _, err := os.Stat(path); err != nil {
-		return nil
-	}
-	return readSpans(t, path)
 }
 
 // warnings counts the lines in which the client speaks.
@@ -127,7 +118,7 @@ func TestAgentStartedLate(t *testing.T) {
 	s := startServe(t, dir)
 	sameTraining(t, j, 300)
 	traces := filepath.Join(s.out, "traces.jsonl")
-	await(t, "the run's end", func() bool { return len(named(readSpansIfAny(t, traces), "training_run_end")) == 1 })
+	await(t, "the run's end", func() bool { return len(named(readSpansSoFar(t, traces), "training_run_end")) == 1 })
 	s.stop(t)
 	atStep(t, readSpans(t, traces), 299)
 	if n := warnings(j.err.String()); n != 1 {
@@ -148,7 +139,7 @@ func TestAgentKilledInMidRun(t *testing.T) {
 	s = startServe(t, dir)
 	sameTraining(t, j, 400)
 	traces := filepath.Join(s.out, "traces.jsonl")
-	await(t, "the run's end", func() bool { return len(named(readSpansIfAny(t, traces), "training_run_end")) >= 1 })
+	await(t, "the run's end", func() bool { return len(named(readSpansSoFar(t, traces), "training_run_end")) >= 1 })
 	s.stop(t)
 	spans := readSpans(t, traces)
 	atStep(t, spans, 10)
@@ -173,7 +164,7 @@ func TestAgentStopped(t *testing.T) {
 	}
 	sameTraining(t, j, 300)
 	traces := filepath.Join(s.out, "traces.jsonl")
-	await(t, "the run's end", func() bool { return len(named(readSpansIfAny(t, traces), "training_run_end")) == 1 })
+	await(t, "the run's end", func() bool { return len(named(readSpansSoFar(t, traces), "training_run_end")) == 1 })
 	s.stop(t)
 	atStep(t, readSpans(t, traces), 299)
 	if took := slowest(t, j); took > 2.5 {
@@ -248,7 +239,7 @@ func TestAsynchronousCallsSurviveTheClientsDeath(t *testing.T) {
 		t.Fatal(err)
 	}
 	traces := filepath.Join(s.out, "traces.jsonl")
-	await(t, "the run's end", func() bool { return len(named(readSpansIfAny(t, traces), "training_run_end")) == 1 })
+	await(t, "the run's end", func() bool { return len(named(readSpansSoFar(t, traces), "training_run_end")) == 1 })
 	s.stop(t)
 	if got := len(named(readSpans(t, traces), "log_system_metrics")); got != 100 {
 		t.Errorf("%d records, want 100", got)
