@@ -170,7 +170,7 @@ static long write_step(__u32 i, struct walk *w)
 	if (writeback)
 		owner = owner_of_folio(&f, w, n);
 	else if (owner == TREE_UNKNOWN && is_of_used_device(mapping_of(f.head)))
-		owner = TREE_METADATA; // a journal's writer, before 6.9 without the flag
+		owner = TREE_METADATA; // by a journal's writer, on 5.10 without the flag
 
 	if (!w->started) {
 		w->started = 1;

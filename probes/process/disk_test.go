@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -186,6 +187,8 @@ type wanted struct {
 	otherRead                  uint64
 	// direct: written with O_DIRECT, for which btrfs goes through the page cache where it keeps checksums (6.15).
 	direct bool
+	// emptied: truncated to nothing while dirty, on which xfs writes the first page of the file until some kernel between 6.2 and 6.12.
+	emptied bool
 	// anyRead, anyDirtied: not looked at.
 	anyRead, anyDirtied, anyMiss bool
 }
@@ -294,7 +297,7 @@ func diskCases() []diskCase {
 		{
 			name: "truncated before it is written", unflushed: true,
 			ours: []step{{Do: "write", Path: file("a"), Bytes: 4 * mib}, {Do: "truncate", Path: file("a")}},
-			want: wanted{dirtied: 4 * mib},
+			want: wanted{dirtied: 4 * mib, emptied: true},
 		},
 		{
 			name: "removed before it is written", unflushed: true,
@@ -356,7 +359,7 @@ func diskCases() []diskCase {
 			name: "a truncated file of ours, written anew by a stranger", unflushed: true,
 			ours:     []step{{Do: "write", Path: file("a"), Bytes: 4 * mib}},
 			stranger: []step{{Do: "truncate", Path: file("a")}, {Do: "write", Path: file("a"), Bytes: 4 * mib}},
-			want:     wanted{dirtied: 4 * mib, other: 4 * mib},
+			want:     wanted{dirtied: 4 * mib, other: 4 * mib, emptied: true},
 		},
 		{
 			name:    "a hole and a trim write nothing",
@@ -440,6 +443,14 @@ func contains(all []string, one string) bool {
 func (v *volume) conserved(t *testing.T, k *kernel, before flows) {
 	t.Helper()
 	f := v.flows(t, k).since(before)
+	// The classes know a bio from its submission, the device from its completion.
+	for range 200 {
+		if sum(f.write) == f.statWrite && sum(f.read) == f.statRead {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+		f = v.flows(t, k).since(before)
+	}
 	if got := sum(f.write); got != f.statWrite {
 		t.Errorf("classes written add up to %d bytes, the device says %d: %v", got, f.statWrite, f.write)
 	}
@@ -449,11 +460,28 @@ func (v *volume) conserved(t *testing.T, k *kernel, before flows) {
 }
 
 func (c diskCase) run(t *testing.T, k *kernel, v *volume) {
+	if c.want.direct && v.name == "btrfs-raid0" && kernelBefore(t, 6, 12) {
+		t.Skip("a worker of btrfs submits direct writes to several devices here: they are unattributed")
+	}
 	attempts := 1
 	if c.unflushed {
 		attempts = 5
 	}
 	againstSync(t, attempts, func() []string { return c.attempt(t, k, v) })
+}
+
+// kernelBefore says whether the running kernel is older than a version.
+func kernelBefore(t *testing.T, major, minor int) bool {
+	t.Helper()
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		t.Fatal(err)
+	}
+	var a, b int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &a, &b); err != nil {
+		t.Fatal(err)
+	}
+	return a < major || a == major && b < minor
 }
 
 // againstSync tries until nothing is wrong.
@@ -509,6 +537,9 @@ func (c diskCase) attempt(t *testing.T, k *kernel, v *volume) (wrong []string) {
 		if got != want && !any {
 			wrong = append(wrong, fmt.Sprintf("%s: %d bytes, want %d (%+d)", what, got, want, int64(got-want)))
 		}
+	}
+	if c.want.emptied && v.name == "xfs" && kernelBefore(t, 6, 12) {
+		c.want.write += 4096
 	}
 	anyDirtied := c.want.anyDirtied || c.want.direct && strings.HasPrefix(v.name, "btrfs")
 	check("written", w.DiskWriteBytes, c.want.write, false)
