@@ -10,6 +10,8 @@ LDFLAGS  := -s -w -X main.version=$(VERSION)
 VENV     := .venv
 # make run: a Python that imports torch; empty = found or made (see examples/find-python).
 PYTHON   ?=
+# Kernels of kernels/list; empty = all.
+KERNELS  ?=
 # The example's arguments: make run ARGS="--epochs 5".
 ARGS     ?=
 
@@ -41,6 +43,10 @@ python-test: ## Make .venv with what the tests need
 test: build python-test ## Run all tests; as root they include eBPF on this kernel
 	PYTHON=$(CURDIR)/$(VENV)/bin/python .ci/go-test ./...
 	PYTHON=$(CURDIR)/$(VENV)/bin/python .ci/pytest tests
+
+.PHONY: test-kernels
+test-kernels: ## Run the eBPF tests on 5.10, 6.1, 6.12 and 7.x, emulated (KERNELS=, TESTS=, JOBS=)
+	kernels/run $(KERNELS)
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME (default 20s)
