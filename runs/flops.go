@@ -114,11 +114,10 @@ type epochSum struct {
 	signatures                   []string
 }
 
-// loseBatches says that the client had to drop calls: they may have been batches of any label. The caller holds s.mu.
+// loseBatches says that calls were lost: they may have been batches of any label, also of one whose first batch of the epoch is still
+// to come. The caller holds s.mu.
 func (s *subject) loseBatches(calls uint64) {
-	if calls == 0 {
-		return
-	}
+	s.lostBatches += calls
 	for _, sum := range s.epochs {
 		sum.lost += calls
 	}
@@ -306,12 +305,13 @@ func (s *subject) addToEpoch(key costKey, cost *Cost) {
 	if sum == nil {
 		if len(s.epochs) >= maxEpochSums {
 			s.epochsFull = true
+			s.lostBatches++
 			return
 		}
 		if s.epochs == nil {
 			s.epochs = map[costKey]*epochSum{}
 		}
-		sum = &epochSum{}
+		sum = &epochSum{lost: s.lostBatches}
 		s.epochs[key] = sum
 	}
 	sum.add(cost)
@@ -434,6 +434,7 @@ func (f flopsReadings) epoch(s *subject, key costKey, cost *Cost) *Work {
 // labels of their own, so where it is not known whose batches they are there is no sum, and why says so.
 func (s *subject) takeEpoch(epoch costKey, signatures []string) (sum *epochSum, why string) {
 	epoch.function = record.Function_FUNCTION_UNSPECIFIED
+	s.lostBatches = 0
 	if s.epochsFull {
 		why = fmt.Sprintf("the process has batches of more than %d pairs of label and context", maxEpochSums)
 	}

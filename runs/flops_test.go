@@ -222,6 +222,26 @@ func TestMeasuredEpochWithLosses(t *testing.T) {
 	}
 }
 
+// What the client drops before the first batch that gets here is of this epoch as well, and not of the next one.
+func TestMeasuredEpochWhoseFirstBatchesWereDropped(t *testing.T) {
+	b := newBench(t)
+	c, _ := sleeper(t)
+	for _, row := range []struct {
+		dropped uint64
+		state   record.State
+	}{{2, record.State_INCOMPLETE}, {0, record.State_OK}} {
+		b.call(t, c, Call{DroppedCalls: row.dropped})
+		b.batch(t, c, "training", "f", batchCost(1, "a"))
+		rec := b.epoch(t, c, "training", "f", batchCost(3, "a"))
+		if r := reading(rec, record.FlopsMeasured); r.GetReal() != 30 || r.GetState() != row.state {
+			t.Errorf("%d dropped: %v", row.dropped, r)
+		}
+		if complete := reading(rec, record.FlopsComplete).GetBoolean(); complete != (row.dropped == 0) {
+			t.Errorf("%d dropped: complete %v", row.dropped, complete)
+		}
+	}
+}
+
 // Two models in turn have labels of their own; whose batches an epoch has is told by label, then by signature, or not at all.
 func TestEpochsOfSeveralModels(t *testing.T) {
 	b := newBench(t)

@@ -54,6 +54,8 @@ type subject struct {
 
 	// epochsFull says that epochs had no room for a further set.
 	epochsFull bool
+	// lostBatches since the latest epoch may be of a set that is not in epochs yet.
+	lostBatches uint64
 
 	// events are for the next record; failure is why the run fails, empty = it does not, as far as is known.
 	events  []*record.Event
@@ -205,7 +207,7 @@ func (t *Tracker) log(s *subject, call *Call) (*record.LogCall, func(context.Con
 		rec.Error, s.failure = s.failure, ""
 		// What the process logs from now on is another run's.
 		s.attributes, s.total, s.totalPeak = nil, sums{}, peak{}
-		s.epochs, s.epochsFull = nil, false
+		s.epochs, s.epochsFull, s.lostBatches = nil, false, 0
 	} else {
 		entered, evicted := s.contexts.enter(rec)
 		if evicted != nil {
