@@ -66,8 +66,10 @@ func Epoch(batches []Batches) *Totals {
 	return t
 }
 
+// appendNew appends a text that the list does not have. MaxNotes bounds the list as it bounds a batch's: an epoch may be made of
+// thousands of shapes, each with texts of its own, and all of them go into one record.
 func appendNew(list []string, s string) []string {
-	if s == "" || slices.Contains(list, s) {
+	if s == "" || len(list) >= MaxNotes || slices.Contains(list, s) {
 		return list
 	}
 	return append(list, s)

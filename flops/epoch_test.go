@@ -63,6 +63,27 @@ func TestEpochWithABatchThatIsMissing(t *testing.T) {
 	}
 }
 
+// Thousands of shapes, each with texts of its own, are one record's.
+func TestEpochBoundsItsTexts(t *testing.T) {
+	var batches []Batches
+	for i := range 3 * MaxNotes {
+		noted := *linearTotals(t, 8)
+		noted.Notes, noted.Method = []string{fmt.Sprint("note ", i)}, fmt.Sprint("method ", i)
+		batches = append(batches, Batches{&noted, 1}, Batches{Missing("fake", fmt.Sprint("reason ", i)), 1})
+	}
+	epoch := Epoch(batches)
+	for name, n := range map[string]int{
+		"notes": len(epoch.Notes), "methods": strings.Count(epoch.Method, "+") + 1, "reasons": strings.Count(epoch.MissingReason, ";") + 1,
+	} {
+		if n != MaxNotes {
+			t.Errorf("%d %s, want %d", n, name, MaxNotes)
+		}
+	}
+	if got := epoch.Samples.String(); got != fmt.Sprint(8*3*MaxNotes) {
+		t.Errorf("%s samples: batches were left out with their texts", got)
+	}
+}
+
 // An epoch of a large model exceeds 64 bits.
 func TestEpochBeyond64Bits(t *testing.T) {
 	d, err := Declare("5100005228544", "", "bfloat16")
@@ -110,6 +131,10 @@ func TestMemoIsBounded(t *testing.T) {
 	m.Put("p0", "s3", &huge)
 	if _, ok := m.Get("p0", "s3"); ok {
 		t.Error("an old value remains under a signature that is too large to keep")
+	}
+	m.Put("p0", "s3", Missing("fake", strings.Repeat("x", int(4*one))))
+	if _, ok := m.Get("p0", "s3"); ok {
+		t.Error("a reason takes no room")
 	}
 	m.Put("p1", "s0", totals)
 	m.Forget("p0")

@@ -111,7 +111,7 @@ func (m *Memo) remove(e *list.Element) {
 // footprint is the memory that totals take, about: a group is its 20 counts and its name.
 func (t *Totals) footprint() int64 {
 	const fixed, perGroup, perUnknown = 1024, 400, 80
-	n := int64(fixed)
+	n := int64(fixed + len(t.Method) + len(t.MissingReason))
 	for _, groups := range [...][]Group{t.Operators, t.Modules, t.DTypes} {
 		for i := range groups {
 			n += perGroup + int64(len(groups[i].Name))
