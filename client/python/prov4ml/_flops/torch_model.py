@@ -182,7 +182,13 @@ class Job:
         return batch_size(self._plan)
 
     def run(self) -> None:
-        """Counts, on whatever rung works, and settles."""
+        """Counts, on whatever rung works, and settles. It raises nothing: the traces after it need the thread."""
+        try:
+            self._run()
+        except Exception as err:  # noqa: BLE001 - whoever waits must get an answer
+            self.settle({"missingReason": f"prov4ml failed: {type(err).__name__}: {err}"[:1000]})
+
+    def _run(self) -> None:
         candidates: List[Call] = []
         try:
             if self._captured is not None:
@@ -224,7 +230,11 @@ class Job:
             return
         observer = Observer(model, candidates, self._plan, self._setting, self._observed)
         self._owner.observe(observer)
-        observer.start()
+        try:
+            observer.start()
+        except Exception as err:  # noqa: BLE001 - a ScriptModule takes no hooks
+            observer.stop(f"not watched: {type(err).__name__}: {err}")
+            return
         self.watching()
 
     def _observed(self, operators: Optional[Dict[str, Any]], reason: str) -> None:

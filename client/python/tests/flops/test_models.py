@@ -48,6 +48,30 @@ def test_control_flow_is_watched(cost: Callable[..., Any]) -> None:
     assert _flops.batch_cost(model, x).done()
 
 
+def test_a_script_module_is_refused_and_the_next_model_is_counted(cost: Callable[..., Any]) -> None:
+    """It takes no hooks, so that it can be neither traced nor watched."""
+    scripted = torch.jit.script(nn.Linear(4, 3))
+    missing = _flops.batch_cost(scripted, torch.randn(2, 4)).result(SECONDS)["operators"]["missingReason"]
+    assert "TorchScript" in missing
+    assert "not watched" in missing
+    assert cost(nn.Linear(4, 3), torch.randn(2, 4)).pair[0] == linear(2, 4, 3)
+
+
+def test_a_failure_of_ours_is_an_answer_and_the_next_model_is_counted(
+    cost: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prov4ml._flops import torch_model
+
+    def fail(model: Any) -> str:
+        raise ValueError("made by the test")
+
+    monkeypatch.setattr(torch_model, "_refusal", fail)
+    model = Branches()
+    counted = _flops.batch_cost(model, torch.randn(4, 8)).result(SECONDS)
+    assert "made by the test" in counted["operators"]["missingReason"]
+    assert cost(nn.Linear(4, 3), torch.randn(2, 4)).pair[0] == linear(2, 4, 3)
+
+
 def test_control_flow_never_seen_again(cost: Callable[..., Any]) -> None:
     model = Branches()
     answer = _flops.batch_cost(model, torch.randn(4, 8))
