@@ -49,6 +49,18 @@ class Observer:
         self._finish(None, reason)
 
     def _enter(self, module: Any, args: Any, kwargs: Optional[Dict[str, Any]] = None) -> None:
+        try:
+            self._begin(module, args, kwargs)
+        except Exception as err:  # noqa: BLE001 - the caller is the user's forward
+            self.stop(f"the step could not be watched: {type(err).__name__}: {err}")
+
+    def _leave(self, module: Any, args: Any, kwargs: Any = None, result: Any = None) -> None:
+        try:
+            self._end(result)
+        except Exception as err:  # noqa: BLE001 - the caller is the user's forward
+            self.stop(f"the step could not be watched: {type(err).__name__}: {err}")
+
+    def _begin(self, module: Any, args: Any, kwargs: Optional[Dict[str, Any]]) -> None:
         if self._recorder is not None or self.over:
             return
         self._calls += 1
@@ -62,7 +74,7 @@ class Observer:
         self._recorder = Recorder()
         self._recorder.__enter__()  # type: ignore[no-untyped-call]
 
-    def _leave(self, module: Any, args: Any, kwargs: Any = None, result: Any = None) -> None:
+    def _end(self, result: Any) -> None:
         recorder = self._recorder
         if recorder is None or threading.get_ident() != self._thread:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Callable, Dict
 
 import pytest
@@ -70,6 +71,25 @@ def test_a_failure_of_ours_is_an_answer_and_the_next_model_is_counted(
     counted = _flops.batch_cost(model, torch.randn(4, 8)).result(SECONDS)
     assert "made by the test" in counted["operators"]["missingReason"]
     assert cost(nn.Linear(4, 3), torch.randn(2, 4)).pair[0] == linear(2, 4, 3)
+
+
+@pytest.mark.parametrize("part", ["batch_size", "operator_list"])
+def test_a_failure_in_a_watched_step_does_not_reach_it(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    from prov4ml._flops import observe
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise ValueError("made by the test")
+
+    model = Branches()
+    x = torch.randn(4, 8)
+    answer = _flops.batch_cost(model, x)
+    while not model._forward_hooks:
+        time.sleep(0.01)
+    monkeypatch.setattr(observe, part, fail)
+    assert model(x).shape == (4, 8)
+    assert "made by the test" in answer.result(SECONDS)["operators"]["missingReason"]
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
 
 
 def test_control_flow_never_seen_again(cost: Callable[..., Any]) -> None:
