@@ -25,8 +25,7 @@ Answer = Callable[[Optional[Dict[str, Any]], str], None]
 class Observer:
     """One wait for one combination of shapes."""
 
-    def __init__(self, model: Any, candidates: List[Call], plan: Any, setting: Setting, answer: Answer) -> None:
-        self._model = model
+    def __init__(self, candidates: List[Call], plan: Any, setting: Setting, answer: Answer) -> None:
         self._shapes = [sizes((call.args, call.kwargs)) for call in candidates]
         self._whole = sizes(plan)
         self._setting = setting
@@ -38,10 +37,10 @@ class Observer:
         self._batch_size = 0
         self.over = False
 
-    def start(self) -> None:
-        """Begins to wait."""
-        hook = self._model.register_forward_pre_hook
-        self._handles.append(self._model.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
+    def start(self, model: Any) -> None:
+        """Begins to wait. The model keeps the observer, not the other way: a user may give it up unseen."""
+        hook = model.register_forward_pre_hook
+        self._handles.append(model.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
         self._handles.append(hook(self._enter, with_kwargs=True))
 
     def stop(self, reason: str) -> None:
@@ -115,7 +114,7 @@ class Observer:
         self._recorder = None
         for handle in self._handles:
             handle.remove()
-        answer, self._answer, self._model = self._answer, None, None
+        answer, self._answer = self._answer, None
         if answer is not None:
             answer(operators, reason)
 

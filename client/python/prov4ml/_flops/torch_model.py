@@ -228,10 +228,10 @@ class Job:
             self._reason += f"; not watched: {refusal}"
             self._without_trace()
             return
-        observer = Observer(model, candidates, self._plan, self._setting, self._observed)
+        observer = Observer(candidates, self._plan, self._setting, self._observed)
         self._owner.observe(observer)
         try:
-            observer.start()
+            observer.start(model)
         except Exception as err:  # noqa: BLE001 - a ScriptModule takes no hooks
             observer.stop(f"not watched: {type(err).__name__}: {err}")
             return

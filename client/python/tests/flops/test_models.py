@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from typing import Any, Callable, Dict
 
 import pytest
@@ -90,6 +92,20 @@ def test_a_failure_in_a_watched_step_does_not_reach_it(monkeypatch: pytest.Monke
     assert "made by the test" in answer.result(SECONDS)["operators"]["missingReason"]
     assert not model._forward_hooks
     assert not model._forward_pre_hooks
+
+
+def test_a_model_that_waits_for_a_step_can_be_given_up() -> None:
+    model = Branches()
+    _flops.batch_cost(model, torch.randn(4, 8))
+    while not model._forward_pre_hooks:
+        time.sleep(0.01)
+    weight = weakref.ref(model.a.weight)
+    del model
+    deadline = time.monotonic() + SECONDS  # the tracing thread may be at its last line
+    while weight() is not None and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.01)
+    assert weight() is None
 
 
 def test_control_flow_never_seen_again(cost: Callable[..., Any]) -> None:
