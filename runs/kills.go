@@ -3,6 +3,7 @@ package runs
 import (
 	"fmt"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -14,17 +15,24 @@ import (
 // killed puts a kill for want of memory on the next record of every process in whose tree the victim was, and makes it the reason of
 // the end of their runs. It reads the victim's cgroup first, since what filled it goes away with the victim.
 func (t *Tracker) killed(kill process.Kill) {
-	memory := t.cgroup.Read(kill.PID, nil)
+	// The kernel numbers the victim in the first pid namespace. In another one that number is nobody's, or a stranger's.
+	stat, err := process.ReadStat(t.config.ProcRoot, kill.PID)
+	known := err == nil && stat.Comm == kill.Name
+	// Any bytes make a name, and 15 of them may end within a letter; a record's texts are UTF-8.
+	kill.Name = strings.ToValidUTF8(kill.Name, "\uFFFD")
 	event := &record.Event{Name: record.EventOOMKill, TimeUnixNanos: kill.Time.UnixNano(), Attributes: victim(&kill)}
+	var memory cgroup.Memory
 	filled := ""
-	if memory.State == record.State_OK {
-		var parts []*record.Reading
-		parts, filled = filling(&memory)
-		event.Attributes = append(event.Attributes, parts...)
-	}
-	used, size, ok := sharedMemory(t.config.ProcRoot, kill.PID)
-	if ok {
-		event.Attributes = append(event.Attributes, amount(record.OOMDevShmUsedBytes, used), amount(record.OOMDevShmSizeBytes, size))
+	if known {
+		memory = t.cgroup.Read(kill.PID, nil)
+		if memory.State == record.State_OK {
+			var parts []*record.Reading
+			parts, filled = filling(&memory)
+			event.Attributes = append(event.Attributes, parts...)
+		}
+		if used, size, ok := sharedMemory(t.config.ProcRoot, kill.PID); ok {
+			event.Attributes = append(event.Attributes, amount(record.OOMDevShmUsedBytes, used), amount(record.OOMDevShmSizeBytes, size))
+		}
 	}
 	failure := fmt.Sprintf("the kernel killed process %d (%s) for want of memory", kill.PID, kill.Name)
 	if filled != "" && memory.LimitBytes.State == record.State_OK {

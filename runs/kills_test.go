@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/prov4ml/agent/probes/cgroup"
 	"github.com/prov4ml/agent/probes/process"
 	"github.com/prov4ml/agent/record"
@@ -53,6 +55,30 @@ func TestAKillIsOnTheNextRecordOfEveryTreeAroundAndEndsItsRunWithAnError(t *test
 		end := records[len(records)-1]
 		if end.Function != record.Function_RUN_END || (end.Error != "") != row.want || row.want && !strings.Contains(end.Error, "(python)") {
 			t.Errorf("%v ends with %q", end.Function, end.Error)
+		}
+	}
+}
+
+// The number of a victim is one of the first pid namespace: where it is another process's here, nothing is read of that.
+func TestAKillReadsOnlyItsVictim(t *testing.T) {
+	b := newBench(t)
+	c, _ := sleeper(t)
+	b.hello(t, c, Description{})
+	for _, row := range []struct {
+		name, want string
+		known      bool
+	}{{"sleep", "sleep", true}, {"another", "another", false}, {"\xe8\xae\xad\xe7", "训\uFFFD", false}} {
+		b.killed(process.Kill{Tree: 1, PID: c.PID, Name: row.name, Time: time.Now()})
+		rec := b.call(t, c, Call{})
+		if _, err := proto.Marshal(rec); err != nil || len(rec.Events) != 1 {
+			t.Fatalf("%q: %v, %v", row.name, err, rec.Events)
+		}
+		named := byName(rec.Events[0].Attributes)
+		if got := named[record.OOMProcessName].GetText(); got != row.want {
+			t.Errorf("name %q, want %q", got, row.want)
+		}
+		if read := named[record.OOMDevShmSizeBytes] != nil; read != row.known {
+			t.Errorf("%q: something was read of the process: %v", row.name, read)
 		}
 	}
 }
