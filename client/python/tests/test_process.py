@@ -184,7 +184,7 @@ def test_a_fork_without_hooks(agent: Agent) -> None:
 
 
 def test_fork_while_another_thread_waits_for_the_agent(path: str, agents: list[Agent]) -> None:
-    agents.append(Agent(path, decide=lambda taken: Reply(delay=0.4 if taken.message["context"] == "slow" else 0)))
+    agents.append(Agent(path, decide=lambda taken: Reply(delay=0.9 if taken.message["context"] == "slow" else 0)))
     done = script(
         """
         import os, threading, time, prov4ml
@@ -194,7 +194,7 @@ def test_fork_while_another_thread_waits_for_the_agent(path: str, agents: list[A
         if os.fork() == 0:
             began = time.monotonic()
             prov4ml.log_system_metrics("child", 2)
-            os._exit(time.monotonic() - began > 0.25)
+            os._exit(time.monotonic() - began > 0.7)
         _, status = os.wait()
         thread.join()
         prov4ml.log_system_metrics("parent", 3)
@@ -327,13 +327,13 @@ def test_threads_with_a_stopped_agent_wait_one_second_together(path: str, agents
         thread.start()
     for thread in threads:
         thread.join()
-    assert 0.9 < time.monotonic() - began < 1.6
+    assert 0.9 < time.monotonic() - began < 5  # one after the other: 6 s
     client.log(_wire.SYSTEM_METRICS, '"step":6,', True)
     assert len(agents[0].wait_logs(6)) == 6  # all but the one that is waited for
 
 
 def test_a_signal_handler_may_log_while_a_call_waits(path: str, agents: list[Agent]) -> None:
-    agents.append(Agent(path, decide=lambda taken: Reply(delay=0.5 if taken.message["step"] == 1 else 0)))
+    agents.append(Agent(path, decide=lambda taken: Reply(delay=0.9 if taken.message["step"] == 1 else 0)))
     done = script(
         """
         import os, signal, threading, time, prov4ml
@@ -342,7 +342,7 @@ def test_a_signal_handler_may_log_while_a_call_waits(path: str, agents: list[Age
             began = time.monotonic()
             prov4ml.log_system_metrics("handler", 2)
             prov4ml.log_metric("loss", 3)
-            print(time.monotonic() - began < 0.2)
+            print(time.monotonic() - began < 0.6)
 
         signal.signal(signal.SIGUSR1, handler)
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
@@ -365,7 +365,7 @@ def test_signals_do_not_prolong_the_wait(path: str, agents: list[Agent]) -> None
         signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
         began = time.monotonic()
         prov4ml.log_system_metrics("x", 1)
-        print(0.9 < time.monotonic() - began < 1.5)
+        print(0.9 < time.monotonic() - began < 10)
         signal.setitimer(signal.ITIMER_REAL, 0)
         """
     )
@@ -398,7 +398,7 @@ def test_a_lock_that_is_lost_is_given_up(agent: Agent, client: Client, monkeypat
     began = time.monotonic()
     for step in range(1, 101):
         client.log(_wire.SYSTEM_METRICS, f'"step":{step},', True)
-    assert 0.9 < time.monotonic() - began < 1.3
+    assert 0.9 < time.monotonic() - began < 10  # each of them for itself: 20 s
     time.sleep(0.2)
     client.log(_wire.SYSTEM_METRICS, '"step":101,', True)
     taken = agent.wait_logs(66)
@@ -452,7 +452,7 @@ def test_the_end_sends_what_is_kept(path: str, agents: list[Agent]) -> None:
 def test_the_end_without_an_agent_is_quick_and_quiet(path: str) -> None:
     began = time.monotonic()
     done = script("import prov4ml\nfor step in range(2000): prov4ml.log_system_metrics('x', step)\nraise SystemExit(3)")
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 20  # the end would wait 30 s for an agent
     assert (done.returncode, done.stderr.count("\n")) == (3, 1)
 
 
