@@ -218,7 +218,7 @@ func (t *Tracker) identityOf(s *subject) *record.Process {
 	var comm string
 	stat, err := pinned(t.config.ProcRoot, s.key)
 	if err == nil {
-		comm = stat.Comm
+		comm = strings.ToValidUTF8(stat.Comm, "\uFFFD") // 15 bytes, which may end within a letter
 	}
 	id := l.runID(func() (uint64, bool) {
 		if err != nil || stat.PPID <= 0 {
@@ -248,7 +248,7 @@ func startEnvironment(name string) map[string]string {
 	environment := map[string]string{}
 	for variable := range strings.SplitSeq(string(text), "\x00") {
 		if name, value, ok := strings.Cut(variable, "="); ok {
-			environment[name] = value
+			environment[name] = strings.ToValidUTF8(value, "\uFFFD") // a record's texts are
 		}
 	}
 	return environment

@@ -2,12 +2,16 @@ package runs
 
 import (
 	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/prov4ml/agent/record"
 )
 
 func TestRunID(t *testing.T) {
@@ -139,6 +143,41 @@ func TestContextNames(t *testing.T) {
 	} {
 		if got := normalContext(given); got != want {
 			t.Errorf("%q: got %q, want %q", given, got, want)
+		}
+	}
+}
+
+// Neither a process's name, cut to 15 bytes, nor its environment need be UTF-8; a record with another text would be refused.
+func TestAProcessWithAStrangeNameIsLogged(t *testing.T) {
+	sleep, err := exec.LookPath("sleep")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "a训练训练训练")
+	if err := os.Symlink(sleep, file); err != nil {
+		t.Fatal(err)
+	}
+	for _, environment := range [][]string{nil, {"PROV4ML_RUN_NAME=a\xff", "PROV4ML_RUN_ID=b\xff"}} {
+		cmd := exec.Command(file, "1000")
+		cmd.Env = environment
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		})
+		b := newBench(t)
+		rec := b.call(t, callerOf(t, cmd.Process.Pid), Call{})
+		if err := record.CheckText(rec); err != nil {
+			t.Error(err)
+		}
+		want := "a训练训练\uFFFD"
+		if environment != nil {
+			want = "a\uFFFD"
+		}
+		if got := rec.GetProcess().GetServiceName(); got != want {
+			t.Errorf("service name %q, want %q", got, want)
 		}
 	}
 }

@@ -149,7 +149,8 @@ func (p *Probe) readHome(m, last *Memory, now time.Time) {
 		m.State, m.Reason = record.State_ABSENT, "cgroup: no cgroup of the process accounts memory, or it is gone"
 		return
 	}
-	m.State, m.Path, m.LimitBytes = record.State_OK, h.path, h.limitBytes
+	// Any bytes make a directory's name; a record's texts are UTF-8.
+	m.State, m.Path, m.LimitBytes = record.State_OK, strings.ToValidUTF8(h.path, "\uFFFD"), h.limitBytes
 	m.PeakBytes = numberOf(h.open.peak, h.peak, h.noPeak)
 	m.SomeMicros, m.FullMicros = h.readPressure()
 	if last != nil && last.home.dir == h.dir && now.Sub(last.partsTaken) < slower*p.config.MaxAge {

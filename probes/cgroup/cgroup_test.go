@@ -151,6 +151,17 @@ func TestTheSmallestLimitCountsAndTheInnermostOfEquals(t *testing.T) {
 	}
 }
 
+func TestAPathIsAText(t *testing.T) {
+	m := newMachine(t)
+	m.mounts("", "/")
+	m.write("proc/7/cgroup", "0::/job\xff\n")
+	m.write("v2/job\xff/memory.current", "3\n")
+	m.write("v2/job\xff/memory.max", "max\n")
+	if got := m.read(7); got.Path != "/job\uFFFD" || got.UsageBytes != ok(3) {
+		t.Errorf("%q with %+v", got.Path, got.UsageBytes)
+	}
+}
+
 func TestWhatIsNotThereHasAReason(t *testing.T) {
 	for _, row := range []struct {
 		name, cgroup, v1, v2, want string
