@@ -585,6 +585,22 @@ func (a *actor) paused() {
 	}
 }
 
+// blocked waits until the actor stands still at its pause: what it wrote to say so is in its counters only then.
+func (a *actor) blocked() {
+	a.t.Helper()
+	for range 1000 {
+		stat, err := ReadStat("/proc", a.command.Process.Pid)
+		if err != nil {
+			a.t.Fatal(err)
+		}
+		if stat.State == 'S' {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	a.t.Fatal("the actor runs on at its pause")
+}
+
 // next lets the actor go on from its pause.
 func (a *actor) next() {
 	a.t.Helper()

@@ -76,7 +76,9 @@ func (f *fixture) set(e entry) {
 			e.chars, e.written),
 		"status": fmt.Sprintf("Name:\t%s\n%sSigIgn:\t%016x\n", e.comm, memory, mask),
 	} {
-		if err := os.WriteFile(filepath.Join(directory, name), []byte(text), 0o600); err != nil {
+		// At once, like the kernel's files: the probe's sampler reads meanwhile.
+		path := filepath.Join(directory, name)
+		if err := errors.Join(os.WriteFile(path+".new", []byte(text), 0o600), os.Rename(path+".new", path)); err != nil {
 			f.t.Fatal(err)
 		}
 	}

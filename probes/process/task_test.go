@@ -82,7 +82,7 @@ func TestTaskCountersOfTheExited(t *testing.T) {
 
 	usage := a.command.ProcessState.SysUsage().(*syscall.Rusage)
 	faults := uint64(usage.Minflt) - at.MinorFaults
-	got := k.settled(t, tree, func(now *Tree) bool { return now.MinorFaults == faults })
+	got := k.settled(t, tree, func(now *Tree) bool { return now.MinorFaults == faults && now.IOWriteBytes == children*bytes })
 	if got.IOWriteBytes != children*bytes {
 		t.Errorf("wchar: %d, want %d", got.IOWriteBytes, children*bytes)
 	}
@@ -108,6 +108,7 @@ func TestTaskCountersOfTheLiving(t *testing.T) {
 	a := play(t,
 		step{Do: "write", Path: path, Bytes: mib}, step{Do: "read", Path: path, Bytes: mib / 2},
 		step{Do: "memory", Bytes: 4 * mib}, step{Do: "spin", N: 60}, step{Do: "pause"})
+	a.blocked()
 	tree := k.mustTrack(t, a)
 	before, err := ReadStat("/proc", a.PID)
 	if err != nil {
@@ -120,6 +121,7 @@ func TestTaskCountersOfTheLiving(t *testing.T) {
 	}
 	a.next()
 	a.paused()
+	a.blocked()
 	got := k.mustSnapshot(t, tree).Trees[0]
 	after, err := ReadStat("/proc", a.PID)
 	if err != nil {
@@ -224,10 +226,10 @@ func TestPeakOfOneRunnerIsExact(t *testing.T) {
 	base := before.Trees[0].RSSBytes
 	// The kernel keeps the mark from counters that each CPU may be behind with.
 	slack := k.counterSlack() * k.pageBytes
-	if !during.Peak.Exact || during.Peak.Bytes+slack < base+128*mib || during.Peak.UpperBytes < base+128*mib || during.Peak.Bytes > base+130*mib {
+	if !during.Peak.Exact || during.Peak.Bytes+slack < base+128*mib || during.Peak.UpperBytes < base+128*mib || during.Peak.Bytes > base+132*mib {
 		t.Errorf("peak %+v, want exactly %d and a little", during.Peak, base+128*mib)
 	}
-	if during.Trees[0].RSSBytes > base+2*mib {
+	if during.Trees[0].RSSBytes > base+4*mib { // the runtime, and pages of the program read for the first time
 		t.Errorf("RSS after it was freed: %d", during.Trees[0].RSSBytes)
 	}
 	// The mark of the process stays where it was; the next window does not have that peak.
@@ -238,7 +240,11 @@ func TestPeakOfOneRunnerIsExact(t *testing.T) {
 
 func TestPeakOfAChildIsBounded(t *testing.T) {
 	k := openTestKernel(t)
-	a := play(t, step{Do: "spawn", Steps: []step{{Do: "memory", Bytes: 96 * mib, N: 200}}}, step{Do: "pause"})
+	// Longer on a machine so slow that the sampler can afford but one sample a second.
+	hold := func(milliseconds int) []step {
+		return []step{{Do: "spawn", Steps: []step{{Do: "memory", Bytes: 96 * mib, N: milliseconds}}}, {Do: "pause"}}
+	}
+	a := play(t, append(hold(200), hold(3000)...)...)
 	tree := k.mustTrack(t, a)
 	p := k.NewPeak([]TreeID{tree})
 	defer p.Close()
@@ -247,10 +253,18 @@ func TestPeakOfAChildIsBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	base := s.Trees[0].RSSBytes
-	a.next()
-	a.paused()
-	if err := k.Snapshot([]TreeID{tree}, p, &s); err != nil {
-		t.Fatal(err)
+	for range 2 {
+		a.next()
+		a.paused()
+		if err := k.Snapshot([]TreeID{tree}, p, &s); err != nil {
+			t.Fatal(err)
+		}
+		if s.Peak.UpperBytes < base+96*mib {
+			t.Errorf("peak %+v, want at most %d or more", s.Peak, base+96*mib)
+		}
+		if s.Peak.Bytes >= base+96*mib || s.Peak.SampleHertz >= 10 {
+			break
+		}
 	}
 	if s.Peak.Bytes < base+96*mib {
 		t.Errorf("peak %+v, want at least %d", s.Peak, base+96*mib)
