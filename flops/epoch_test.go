@@ -136,14 +136,6 @@ func TestMemoIsBounded(t *testing.T) {
 	if _, ok := m.Get("p0", "s3"); ok {
 		t.Error("a reason takes no room")
 	}
-	m.Put("p1", "s0", totals)
-	m.Forget("p0")
-	if s := m.Stats(); s.Signatures != 1 || s.Bytes != one {
-		t.Errorf("after forgetting: %+v", s)
-	}
-	if _, ok := m.Get("p1", "s0"); !ok {
-		t.Error("another process was forgotten")
-	}
 }
 
 func TestMemoConcurrently(t *testing.T) {
@@ -156,9 +148,6 @@ func TestMemoConcurrently(t *testing.T) {
 			for i := range 500 {
 				m.Put(process, fmt.Sprint(i%7), totals)
 				m.Get(process, fmt.Sprint(i%5))
-				if i%100 == 0 {
-					m.Forget(process)
-				}
 			}
 		})
 	}

@@ -28,8 +28,9 @@ type memoEntry struct {
 	bytes  int64
 }
 
-// DefaultMemoBytes holds some 2,000 signatures of a large model with module paths.
-const DefaultMemoBytes = 64 << 20
+// DefaultMemoBytes holds some 500 signatures of a large model with module paths: the latest, whichever process they are of. What is
+// gone is asked for again.
+const DefaultMemoBytes = 16 << 20
 
 // NewMemo returns a memo of about limitBytes; 0 = DefaultMemoBytes.
 func NewMemo(limitBytes int64) *Memo {
@@ -70,19 +71,6 @@ func (m *Memo) Put(process, signature string, t *Totals) {
 	for m.bytes > m.limitBytes {
 		m.remove(m.order.Back())
 		m.evicted++
-	}
-}
-
-// Forget drops all signatures of a process that has ended.
-func (m *Memo) Forget(process string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for e := m.order.Front(); e != nil; {
-		next := e.Next()
-		if e.Value.(*memoEntry).key.process == process {
-			m.remove(e)
-		}
-		e = next
 	}
 }
 
