@@ -60,7 +60,8 @@ const (
 	LineageLossLOSS_WAITS   LineageLoss = 9
 	LineageLossLOSS_LATENCY LineageLoss = 10
 	LineageLossLOSS_ALONE   LineageLoss = 11
-	LineageLossLOSSES       LineageLoss = 12
+	LineageLossLOSS_MISSED  LineageLoss = 12
+	LineageLossLOSSES       LineageLoss = 13
 )
 
 type LineagePageKey struct {

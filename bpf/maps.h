@@ -99,6 +99,7 @@ enum loss {
 	LOSS_WAITS,   // the map of threads that wait for a disk is full
 	LOSS_LATENCY, // a map of requests in flight is full
 	LOSS_ALONE,   // the agent's heartbeat was too old, and nothing was counted
+	LOSS_MISSED,  // the kernel passed an event by a program; it keeps that number itself
 	LOSSES,
 };
 

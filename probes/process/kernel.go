@@ -49,6 +49,7 @@ type kernel struct {
 
 	kills killReader
 
+	missed  missed
 	sampler kernelSampler
 	sweeper sweeper
 
@@ -156,6 +157,7 @@ func (k *kernel) sayKept(detail string, err error) {
 
 // run starts what works beside the callers.
 func (k *kernel) run() {
+	k.missed.watch(k.loaded)
 	k.sampler.start(k)
 	k.sweeper.start(k)
 }
@@ -278,6 +280,7 @@ func (k *kernel) detach() error {
 		}
 	}
 	k.live, k.each = nil, nil
+	k.missed.close()
 	if k.walk != nil {
 		err = errors.Join(err, k.walk.Close())
 	}

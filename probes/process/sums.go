@@ -208,6 +208,7 @@ func lossNames() [bpf.LineageLossLOSSES]string {
 		bpf.LineageLossLOSS_WAITS:   "the map of threads that wait for a disk is full",
 		bpf.LineageLossLOSS_LATENCY: "the map of block I/O in flight is full",
 		bpf.LineageLossLOSS_ALONE:   "the agent stood still for too long, and nothing was counted meanwhile",
+		bpf.LineageLossLOSS_MISSED:  "the kernel passed events by a program that it had interrupted",
 	}
 }
 
@@ -219,6 +220,9 @@ func (k *kernel) readLosses(dst *Snapshot) error {
 		}
 		var count uint64
 		addWords(&count, k.lossBuffer, k.cpus)
+		if kind == uint32(bpf.LineageLossLOSS_MISSED) {
+			count = k.missed.read()
+		}
 		k.losses[kind] = count
 		dst.LossCount += count
 	}

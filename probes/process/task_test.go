@@ -84,7 +84,13 @@ func TestTaskCountersOfTheExited(t *testing.T) {
 	faults := uint64(usage.Minflt) - at.MinorFaults
 	got := k.settled(t, tree, func(now *Tree) bool { return now.MinorFaults == faults && now.IOWriteBytes == children*bytes })
 	if got.IOWriteBytes != children*bytes {
-		t.Errorf("wchar: %d, want %d", got.IOWriteBytes, children*bytes)
+		// From 7.0 on an exit can pass the program by: then the probe says that something is missing, and no more than what a thread of
+		// a child wrote for each.
+		time.Sleep(missedEvery)
+		s := k.mustSnapshot(t, tree)
+		if missing := children*bytes - got.IOWriteBytes; s.Incomplete == "" || missing > s.LossCount*bytes/2 {
+			t.Errorf("wchar: %d, want %d; lost %d %s", got.IOWriteBytes, children*bytes, s.LossCount, s.Incomplete)
+		}
 	}
 	if got.MinorFaults != faults {
 		t.Errorf("minor faults: %d, want %d", got.MinorFaults, faults)
