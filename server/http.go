@@ -28,6 +28,11 @@ const (
 // ServeHTTP serves one request of any of the protocols. The log calls in JSON have a short way of their own.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := connOf(r.Context())
+	if r.URL.Path == prov4mlv1connect.AgentServiceLogStreamProcedure && c.seq != nil {
+		// Before begin: at no moment is the connection neither fresh nor a stream, or a unary call would not wait for its calls.
+		c.seq.stream(1)
+		defer c.seq.stream(-1)
+	}
 	c.begin()
 	if !s.handlers.enter() {
 		s.refuseHTTP(w, http.StatusServiceUnavailable, connect.CodeUnavailable, "the agent is stopping: try again")

@@ -92,6 +92,8 @@ type Server struct {
 	startDrain, endHard context.CancelFunc
 	// drainEnd is when reading the streams ends at the latest; set before drain ends.
 	drainEnd time.Time
+	// drainQuiet is defaultDrainQuiet; tests change it.
+	drainQuiet time.Duration
 }
 
 // New makes a server that measures and records through tracker.
@@ -124,6 +126,7 @@ func New(cfg Config, tracker Tracker) (*Server, error) {
 		health:    grpchealth.NewStaticChecker(prov4mlv1connect.AgentServiceName),
 		buffers:   sync.Pool{New: func() any { return new(bytes.Buffer) }},
 
+		drainQuiet:   defaultDrainQuiet,
 		largeReads:   make(chan struct{}, maxLargeReads),
 		largeDecodes: make(chan struct{}, maxLargeDecodes),
 	}

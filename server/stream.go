@@ -17,8 +17,8 @@ const (
 	// maxPending bounds the records of one stream whose commit has not been looked at. When it is reached the older half is
 	// waited for; they were committed long ago, unless the disk is stuck, and then the caller has to wait as well.
 	maxPending = 512
-	// drainQuiet is how long a stream must be silent at the agent's end to be taken as finished.
-	drainQuiet = 100 * time.Millisecond
+	// defaultDrainQuiet is how long a stream must be silent at the agent's end to be taken as finished.
+	defaultDrainQuiet = 100 * time.Millisecond
 )
 
 // logStream takes a stream of asynchronous calls. Each is measured when it is read, and nothing waits for its commit: what a
@@ -69,8 +69,6 @@ func (r *streamed) settle(n int) {
 
 // readStream measures what comes until the stream ends, or fails.
 func (s *Server) readStream(ctx context.Context, c *conn, stream connect.StreamingHandlerConn, read *streamed) error {
-	c.seq.stream(1)
-	defer c.seq.stream(-1)
 	stop := context.AfterFunc(s.drain, func() { s.setStreamDeadline(ctx) })
 	defer stop()
 	release := s.tracker.Hold(c.caller)
@@ -145,7 +143,7 @@ func (s *Server) setStreamDeadline(ctx context.Context) {
 	if !ok {
 		return
 	}
-	deadline := time.Now().Add(drainQuiet)
+	deadline := time.Now().Add(s.drainQuiet)
 	if deadline.After(s.drainEnd) {
 		deadline = s.drainEnd
 	}
