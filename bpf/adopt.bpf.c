@@ -78,22 +78,31 @@ static long one_up(__u32 i, struct ancestry *a)
 	return 0;
 }
 
-static __always_inline bool move_process(struct task_struct *leader, __u32 from, __u32 to, bool root)
+enum move {
+	MOVE_NOT,
+	MOVE_AGAIN, // in another pass
+	MOVE_DONE,
+};
+
+static __always_inline enum move move_process(struct task_struct *leader, __u32 to, bool root)
 {
 	struct proc *p = make_proc(leader);
 	if (!p) {
 		lose(LOSS_TREES);
-		return false;
+		return MOVE_NOT;
 	}
 	if (!lock_proc(p))
-		return true; // once more
+		return MOVE_AGAIN;
 	if (p->folded || p->tree == to) {
 		unlock_proc(p);
-		return false;
+		return MOVE_NOT;
 	}
 	struct member m = id_of(leader);
 	struct thread_walk w = {};
-	read_usage(leader, p, &w);
+	if (!read_usage(leader, p, &w)) {
+		unlock_proc(p);
+		return MOVE_AGAIN;
+	}
 	struct sums *s = sums_of(p->tree);
 	if (s) {
 		add(&s->folds_begun, 1);
@@ -108,7 +117,7 @@ static __always_inline bool move_process(struct task_struct *leader, __u32 from,
 	if (s)
 		add(&s->folds_done, 1);
 	unlock_proc(p);
-	return true;
+	return MOVE_DONE;
 }
 
 SEC("iter/task")
@@ -134,10 +143,17 @@ int adopt(struct bpf_iter__task *ctx)
 		if ((p && p->folded) || task->signal->live.counter == 0)
 			return 0;
 		a->root = (__u64)task;
-		a->found = 1;
 		a->from = answering(tree);
-		move_process(task, tree, a->to, true);
-		return 0;
+		switch (move_process(task, a->to, true)) {
+		case MOVE_AGAIN:
+			a->changed++;
+			return 0;
+		case MOVE_DONE:
+			a->found = 1;
+			return 0;
+		default:
+			return 0;
+		}
 	case ADOPT_DESCENDANTS: {
 		if (tree == a->to || answering(tree) != a->from)
 			return 0;
@@ -149,12 +165,12 @@ int adopt(struct bpf_iter__task *ctx)
 #else
 		bpf_loop(MAX_DEPTH, one_up, &up, 0);
 #endif
-		if (up.below && move_process(task, tree, a->to, false))
+		if (up.below && move_process(task, a->to, false) != MOVE_NOT)
 			a->changed++;
 		return 0;
 	}
 	case ADOPT_MEMBERS:
-		if (tree == a->from && tree && move_process(task, tree, a->to, false))
+		if (tree == a->from && tree && move_process(task, a->to, false) != MOVE_NOT)
 			a->changed++;
 		return 0;
 	case ADOPT_LIST:

@@ -28,9 +28,13 @@ static __always_inline int made_dirty(__u64 page, struct address_space *mapping)
 	// Writeback and reclaim are nobody; the worker of a loop device writes what was counted on the loop device.
 	if (read_field(current, flags) & PF_LOCAL_THROTTLE)
 		tree = TREE_LOWER;
-	else if (is_nobody(current))
+	else if (is_nobody(current)) {
+		// A kernel thread that writes for others (nfsd): the owner from when the file was last dirty is not this page's.
+		__u64 address = (__u64)inode;
+		if ((inode->i_mode & S_IFMT) == S_IFREG && !(mapping->i_pages.xa_flags & XA_MARKS))
+			bpf_map_delete_elem(&inodes, &address);
 		return 0;
-	else
+	} else
 		tree = tree_of(current);
 
 	bool data = true;

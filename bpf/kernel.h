@@ -47,6 +47,7 @@ typedef _Bool bool;
 // linux/stat.h
 #define S_IFMT 0170000
 #define S_IFBLK 0060000
+#define S_IFREG 0100000
 
 // linux/magic.h
 #define BTRFS_SUPER_MAGIC 0x9123683E
@@ -269,6 +270,7 @@ struct request {
 	unsigned int cmd_flags;
 	unsigned int __data_len;
 	struct bio *bio;
+	__u64 start_time_ns;
 };
 
 enum pageflags {

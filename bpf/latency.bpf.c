@@ -11,6 +11,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 struct flight {
 	__u64 issued_nanos;
+	__u64 start_nanos; // of the request: its address is used again
 	__u32 tree;
 	__u32 write;
 };
@@ -38,6 +39,7 @@ static __always_inline int issue(struct request *rq)
 	}
 	struct flight f = {
 	    .issued_nanos = bpf_ktime_get_ns(),
+	    .start_nanos = rq->start_time_ns,
 	    .tree = first->tree,
 	    .write = (BPF_CORE_READ(rq, cmd_flags) & REQ_OP_MASK) != REQ_OP_READ,
 	};
@@ -67,8 +69,13 @@ static __always_inline int complete(struct request *rq, unsigned int bytes)
 {
 	__u64 key = address_of(rq);
 	struct flight *f = bpf_map_lookup_elem(&flights, &key);
-	if (!f || bytes < rq->__data_len || alone())
+	if (!f || bytes < rq->__data_len)
 		return 0;
+	// Of an earlier request, whose completion was not seen, or which went on while nobody counted.
+	if (f->start_nanos != rq->start_time_ns || alone()) {
+		bpf_map_delete_elem(&flights, &key);
+		return 0;
+	}
 	__u64 nanos = bpf_ktime_get_ns() - f->issued_nanos;
 	__u32 tree = f->tree;
 	struct histograms *h = bpf_map_lookup_elem(&latencies, &tree);

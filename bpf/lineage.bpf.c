@@ -71,10 +71,12 @@ int BPF_PROG(lineage_exit, struct task_struct *task)
 	p->folded = 1;
 	if (s) {
 		struct thread_walk w = {};
-		read_usage(leader, p, &w);
+		bool whole = read_usage(leader, p, &w);
 		add(&s->folds_begun, 1);
-		add_usage(&s->exited, &w.used, p);
-		p->base = w.used;
+		if (whole) { // else lineage_free adds it
+			add_usage(&s->exited, &w.used, p);
+			p->base = w.used;
+		}
 		add(&s->processes_exited, 1);
 		add(&s->exited_peak_pages, task->signal->maxrss);
 		add(&s->folds_done, 1);

@@ -64,6 +64,11 @@ const (
 	LineageLossLOSSES       LineageLoss = 13
 )
 
+type LineageLosses struct {
+	_     structs.HostLayout
+	Count [13]uint64
+}
+
 type LineagePageKey struct {
 	_     structs.HostLayout
 	Inode uint64

@@ -21,7 +21,7 @@ struct live {
 	__u32 processes;
 	__u32 each;    // entries of each_live
 	__u32 unknown; // members whose process could not be read
-	__u32 pad;
+	__u32 torn;    // processes whose usage may be too high
 };
 
 struct live_process {
@@ -143,7 +143,8 @@ static __always_inline void add_process(struct task_struct *task, struct proc *p
 {
 	struct thread_walk t = {};
 	__u64 rss = 0, swap = 0, hiwater = 0;
-	read_usage(task, p, &t);
+	if (!read_usage(task, p, &t))
+		sum->torn++;
 	if (t.mm) {
 		struct mm_struct *mm = (void *)t.mm;
 		struct task_struct *holder = (void *)t.mm_task;

@@ -29,7 +29,7 @@ type LiveLive struct {
 	Processes uint32
 	Each      uint32
 	Unknown   uint32
-	Pad       uint32
+	Torn      uint32
 }
 
 type LiveLiveProcess struct {

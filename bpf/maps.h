@@ -103,11 +103,15 @@ enum loss {
 	LOSSES,
 };
 
+struct losses {
+	__u64 count[LOSSES]; // by enum loss
+};
+
 // A process: the value of its group leader's task storage, or of the map that stands for it.
 struct proc {
 	__u32 tree;
 	__u32 lock;
-	__u32 folded;	    // it has exited, and base is in the tree's sums
+	__u32 folded;	    // it has exited
 	__u32 root;	    // it is the process that the tree is named after
 	struct usage base;  // not, or no longer, this tree's
 	__u64 exited_rchar; // of its threads that have exited
@@ -259,9 +263,9 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, LOSSES);
-	__type(key, enum loss);
-	__type(value, __u64);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct losses);
 } losses SEC(".maps");
 
 // Bios of trees on their way to a request, by address. Those that are merged into another's request stay until they are
@@ -305,11 +309,12 @@ static __always_inline __u64 address_of(const void *pointer)
 	return address;
 }
 
-static __always_inline void lose(enum loss what)
+static __noinline void lose(enum loss what)
 {
-	__u64 *n = bpf_map_lookup_elem(&losses, &what);
-	if (n)
-		add(n, 1);
+	__u32 zero = 0;
+	struct losses *l = bpf_map_lookup_elem(&losses, &zero);
+	if (l)
+		add(&l->count[what], 1);
 }
 
 // Reading a clock costs as much as all else that the program for a dirty page does; the tick is a load.

@@ -36,6 +36,9 @@ type kernel struct {
 	live                                                 *bpf.LiveLive
 	each                                                 []bpf.LiveLiveProcess
 	question                                             bpf.LiveLiveQuestion
+	// readings are those of the snapshot being taken, processes what they have of the living.
+	readings  []reading
+	processes []bpf.LiveLiveProcess
 	// walk reads living processes where the kernel cannot run read_live.
 	walk *link.Iter
 
@@ -167,7 +170,7 @@ func (k *kernel) prepare() error {
 	k.sumsBuffer = perCPU(unsafe.Sizeof(bpf.LineageSums{}))
 	k.histogramsBuffer = perCPU(unsafe.Sizeof(bpf.LineageHistograms{}))
 	k.nodeBuffer = perCPU(unsafe.Sizeof(bpf.LineageDevice{}))
-	k.lossBuffer = perCPU(8)
+	k.lossBuffer = perCPU(unsafe.Sizeof(bpf.LineageLosses{}))
 	lineage, err := bpf.LoadLineage()
 	if err != nil {
 		return fmt.Errorf("read object: %w", err)
@@ -212,15 +215,18 @@ func mapMemory(fd int, size uintptr) ([]byte, error) {
 func (k *kernel) Snapshot(ids []TreeID, following Peak, dst *Snapshot) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	dst.Trees = dst.Trees[:0]
+	dst.Trees, k.readings, k.processes = dst.Trees[:0], k.readings[:0], k.processes[:0]
 	for _, id := range ids {
 		known := k.trees[id]
 		if known == nil {
 			return fmt.Errorf("read tree %d: not tracked", id)
 		}
-		dst.Trees = append(dst.Trees, Tree{})
-		read := &dst.Trees[len(dst.Trees)-1]
-		if err := k.readTree(id, known, read); err != nil {
+		dst.Trees, k.readings = append(dst.Trees, Tree{}), append(k.readings, reading{})
+		last := len(k.readings) - 1
+		if err := k.read(id, following != nil, &k.readings[last]); err != nil {
+			return fmt.Errorf("read tree %d: %w", id, err)
+		}
+		if err := k.fill(&k.readings[last], known, &dst.Trees[last]); err != nil {
 			return fmt.Errorf("read tree %d: %w", id, err)
 		}
 	}

@@ -140,6 +140,7 @@ func (k *kernel) NewPeak(ids []TreeID) Peak {
 		kernel: k, ids: append([]TreeID(nil), ids...),
 		start: map[processID]processMemory{}, exits: map[TreeID]treeExits{},
 	}
+	k.readings, k.processes = k.readings[:0], k.processes[:0]
 	// An error leaves the window without a start: no bound is known then, and the reading says so.
 	_ = k.readPeak(p, &PeakReading{})
 	k.sampler.peaks[p] = struct{}{}
@@ -171,27 +172,20 @@ func (k *kernel) readPeak(p *kernelPeak, dst *PeakReading) error {
 	}
 	p.now = p.now[:0]
 	var exited treeExits
-	var sums bpf.LineageSums
 	var rss uint64
 	for _, id := range p.ids {
 		if k.trees[id] == nil {
 			continue // released in the window
 		}
-		if err := k.readSums(id, &sums); err != nil {
+		r, err := k.readingOf(id)
+		if err != nil {
 			return err
 		}
-		began := sums.ProcessesExited
-		if err := k.readLive(id, true); err != nil {
-			return err
-		}
-		p.now = append(p.now, k.each[:min(int(k.live.Each), len(k.each))]...)
-		rss += k.live.RssPages
-		if err := k.readSums(id, &sums); err != nil {
-			return err
-		}
+		p.now = append(p.now, r.processes...)
+		rss += r.living.RssPages
 		// A tree made in the window begins at 0.
-		before := p.exits[id]
-		exited.torn = exited.torn || sums.ProcessesExited != began
+		sums, before := &r.sums, p.exits[id]
+		exited.torn = exited.torn || !r.whole
 		exited.processes += sums.ProcessesExited - before.processes
 		exited.peakPages += sums.ExitedPeakPages - before.peakPages
 		p.exits[id] = treeExits{processes: sums.ProcessesExited, peakPages: sums.ExitedPeakPages}
@@ -214,6 +208,18 @@ func (k *kernel) readPeak(p *kernelPeak, dst *PeakReading) error {
 		p.start[processID{e.Id.StartNanos, e.Id.Tgid}] = processMemory{e.Mm, e.RssPages, max(e.HiwaterPages, e.RssPages), e.CpuNanos}
 	}
 	return nil
+}
+
+// readingOf is the snapshot's reading of a tree, or one made now.
+func (k *kernel) readingOf(id TreeID) (*reading, error) {
+	for i := range k.readings {
+		if k.readings[i].id == id {
+			return &k.readings[i], nil
+		}
+	}
+	k.readings = append(k.readings, reading{})
+	r := &k.readings[len(k.readings)-1]
+	return r, k.read(id, true, r)
 }
 
 type peakBounds struct {

@@ -10,38 +10,64 @@ import (
 	"github.com/prov4ml/agent/bpf"
 )
 
-// readTree reads what a tree has used: the sums in the maps, which hold the share of the exited, and the living processes.
+// reading is what a tree has used: the sums in the maps, which hold the share of the exited, and the living processes.
+type reading struct {
+	id     TreeID
+	sums   bpf.LineageSums
+	living bpf.LiveLive
+	// processes are the living ones, when they were asked for. They are in the kernel's buffer, until the next snapshot.
+	processes []bpf.LiveLiveProcess
+	// bound: nobody is in both sums and living; whole: nor in neither.
+	bound, whole bool
+}
+
+// read reads a tree.
 //
-// A process that exits between the two reads would be counted twice or not at all, so the programs mark the beginning and the end
-// of each such move, and a read in whose course one happened is repeated. What may still be missing is what a process used between
-// the end of its last thread and the moment its task is freed, a few RCU grace periods: the counters stand still until it comes.
-func (k *kernel) readTree(id TreeID, known *tree, dst *Tree) error {
-	dst.ID = id
-	var sums bpf.LineageSums
-	var living bpf.LiveLive
+// A process that exits between the two reads is in neither, and one that exits meanwhile may be in both. So the programs mark the
+// beginning and the end of each such move, and a read in whose course one happened is repeated. What may still be missing is what a
+// process used between the end of its last thread and the moment its task is freed, a few RCU grace periods: the counters stand still
+// until it comes.
+func (k *kernel) read(id TreeID, each bool, r *reading) error {
+	r.id = id
+	from := len(k.processes)
 	for range 8 {
+		var sums bpf.LineageSums
 		if err := k.readSums(id, &sums); err != nil {
 			return err
-		}
-		if sums.FoldsBegun != sums.FoldsDone {
-			continue
 		}
 		if k.reasons[groupTask] != "" {
-			break
+			r.sums, r.bound, r.whole = sums, true, true
+			return nil
 		}
-		if err := k.readLive(id, false); err != nil {
+		if err := k.readLive(id, each); err != nil {
 			return err
 		}
-		living = *k.live
-		folds := sums.FoldsDone
+		bound := sums.FoldsBegun == sums.FoldsDone && k.live.Torn == 0
+		if bound || !r.bound {
+			r.sums, r.living, r.bound = sums, *k.live, bound
+			if each {
+				k.processes = append(k.processes[:from], k.each[:min(int(r.living.Each), len(k.each))]...)
+				r.processes = k.processes[from:]
+			}
+		}
+		if !bound {
+			continue
+		}
 		if err := k.readSums(id, &sums); err != nil {
 			return err
 		}
-		if sums.FoldsBegun == folds {
-			break
+		if sums.FoldsBegun == r.sums.FoldsDone {
+			r.sums, r.whole = sums, true
+			return nil
 		}
 	}
-	used := &living.Used
+	return nil
+}
+
+// fill turns a reading into what a snapshot says of the tree.
+func (k *kernel) fill(r *reading, known *tree, dst *Tree) error {
+	dst.ID = r.id
+	sums, living, used := &r.sums, &r.living, &r.living.Used
 	dst.Counters = Counters{
 		DiskReadBytes:          sums.ReadBytes,
 		DiskWriteBytes:         sums.WriteBytes,
@@ -60,7 +86,7 @@ func (k *kernel) readTree(id TreeID, known *tree, dst *Tree) error {
 		ReclaimStallNanos:      sums.ReclaimNanos,
 	}
 	if k.reasons[groupLatency] == "" {
-		if err := k.readHistograms(id, &dst.Counters); err != nil {
+		if err := k.readHistograms(r.id, &dst.Counters); err != nil {
 			return err
 		}
 	}
@@ -74,12 +100,13 @@ func (k *kernel) readTree(id TreeID, known *tree, dst *Tree) error {
 		ReclaimNanos:  sums.RootReclaimNanos,
 		RunQueueNanos: sums.Exited.RunqueueNanos + used.RunqueueNanos,
 	}
-	known.forward(&dst.Counters, &dst.Waits)
+	known.forward(&dst.Counters, &dst.Waits, r.bound)
 	return nil
 }
 
-// forward keeps the task counters from going back.
-func (t *tree) forward(now *Counters, waits *Waits) {
+// forward keeps the task counters from going back. Those of a reading that is no lower bound may be too high, and would then stay so:
+// they stand still, and the next reading has what this one lacks.
+func (t *tree) forward(now *Counters, waits *Waits, bound bool) {
 	for _, pair := range [...][2]*uint64{
 		{&now.IOReadBytes, &t.last.IOReadBytes},
 		{&now.IOWriteBytes, &t.last.IOWriteBytes},
@@ -90,7 +117,7 @@ func (t *tree) forward(now *Counters, waits *Waits) {
 	} {
 		value, last := pair[0], pair[1]
 		// The difference decides: a share that is taken back may carry a sum below zero.
-		if int64(*value-*last) < 0 {
+		if !bound || int64(*value-*last) < 0 {
 			*value = *last
 		}
 		*last = *value
@@ -214,16 +241,13 @@ func lossNames() [bpf.LineageLossLOSSES]string {
 
 func (k *kernel) readLosses(dst *Snapshot) error {
 	dst.LossCount = 0
-	for kind := range uint32(bpf.LineageLossLOSSES) {
-		if err := lookupElement(k.maps[bpf.LineageMapLosses].FD(), &kind, k.lossBuffer); err != nil {
-			return fmt.Errorf("read losses: %w", err)
-		}
-		var count uint64
-		addWords(&count, k.lossBuffer, k.cpus)
-		if kind == uint32(bpf.LineageLossLOSS_MISSED) {
-			count = k.missed.read()
-		}
-		k.losses[kind] = count
+	zero := uint32(0)
+	if err := lookupElement(k.maps[bpf.LineageMapLosses].FD(), &zero, k.lossBuffer); err != nil {
+		return fmt.Errorf("read losses: %w", err)
+	}
+	addWords(&k.losses, k.lossBuffer, k.cpus)
+	k.losses[bpf.LineageLossLOSS_MISSED] = k.missed.read()
+	for _, count := range k.losses {
 		dst.LossCount += count
 	}
 	dst.Incomplete = k.incomplete()

@@ -39,6 +39,7 @@ func TestTaskCountersOfTheExited(t *testing.T) {
 		{Do: "write", Path: path, Bytes: bytes / 2},
 		{Do: "thread", Steps: []step{{Do: "write", Path: path, Bytes: bytes / 2}}},
 	}})
+	a.blocked()
 	tree := k.mustTrack(t, a)
 	at, err := ReadStat("/proc", a.PID)
 	if err != nil {
@@ -477,6 +478,31 @@ func BenchmarkSnapshotOfOne(b *testing.B) {
 	for b.Loop() {
 		if err := k.Snapshot(ids, nil, &s); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// A reading in which somebody may be counted twice changes nothing: the counters never go back, so that too much would stay.
+func TestCountersStandStillWhenAReadingMayBeTooHigh(t *testing.T) {
+	var known tree
+	for _, read := range []struct {
+		name  string
+		now   uint64
+		bound bool
+		want  uint64
+	}{
+		{"first", 10, true, 10},
+		{"too high", 30, false, 10},
+		{"next", 20, true, 20},
+		{"an exit is between two readings", 15, true, 20},
+		{"a share taken back", ^uint64(0), true, 20},
+		{"on", 25, true, 25},
+	} {
+		now := Counters{MinorFaults: read.now, IOReadBytes: read.now, CPUNanos: read.now}
+		waits := Waits{RunQueueNanos: read.now}
+		known.forward(&now, &waits, read.bound)
+		if now.MinorFaults != read.want || now.IOReadBytes != read.want || now.CPUNanos != read.want || waits.RunQueueNanos != read.want {
+			t.Errorf("%s: %+v %+v, want %d", read.name, now, waits, read.want)
 		}
 	}
 }

@@ -24,6 +24,8 @@ func (k *kernel) Track(p probes.Process) (Tracked, error) {
 	if id >= maxTreeID {
 		return Tracked{}, fmt.Errorf("track process %d: tree numbers are used up: restart the agent", p.PID)
 	}
+	// A number that came to nothing may be in a process's storage all the same.
+	k.last = id
 	made := &tree{root: p}
 	if k.set != nil {
 		// First, so that the next agent can undo what this one does not finish.
@@ -34,7 +36,7 @@ func (k *kernel) Track(p probes.Process) (Tracked, error) {
 	if err := k.makeTree(id); err != nil {
 		return Tracked{}, errors.Join(fmt.Errorf("track process %d: %w", p.PID, err), k.removeTree(id))
 	}
-	adopted, err := k.adopt(bpf.AdoptAdoption{
+	adopted, err := k.adoptAll(bpf.AdoptAdoption{
 		Mode: bpf.AdoptAdoptModeADOPT_ROOT, Pid: int32(p.PID), StartTicks: p.StartTicks, To: uint32(id),
 	})
 	if err == nil && adopted.Found == 0 {
@@ -44,12 +46,11 @@ func (k *kernel) Track(p probes.Process) (Tracked, error) {
 		return Tracked{}, errors.Join(fmt.Errorf("track process %d: %w", p.PID, err), k.removeTree(id))
 	}
 	made.parent = TreeID(adopted.From)
-	k.last = id
 	k.mu.Lock()
 	k.trees[id] = made
 	k.mu.Unlock()
 	adopted.Mode = bpf.AdoptAdoptModeADOPT_DESCENDANTS
-	if err := k.adoptAll(adopted); err != nil {
+	if _, err := k.adoptAll(adopted); err != nil {
 		k.release(id)
 		return Tracked{}, fmt.Errorf("track process %d: move its descendants: %w", p.PID, err)
 	}
@@ -100,12 +101,9 @@ func (k *kernel) release(id TreeID) {
 	}
 	// In this order: whatever is still found with the old number answers to the parent, then living processes get the new
 	// number, then the old one's sums go. What fails leaves an entry in the kernel that nobody reads.
-	_ = errors.Join(
-		errs,
-		k.maps[bpf.LineageMapForwards].Put(uint32(id), uint32(parent)),
-		k.adoptAll(bpf.AdoptAdoption{Mode: bpf.AdoptAdoptModeADOPT_MEMBERS, From: uint32(id), To: uint32(parent)}),
-		k.removeTree(id),
-	)
+	errs = errors.Join(errs, k.maps[bpf.LineageMapForwards].Put(uint32(id), uint32(parent)))
+	_, err := k.adoptAll(bpf.AdoptAdoption{Mode: bpf.AdoptAdoptModeADOPT_MEMBERS, From: uint32(id), To: uint32(parent)})
+	_ = errors.Join(errs, err, k.removeTree(id))
 }
 
 // makeTree makes the kernel's entries of a tree: sums, latencies, members. Changing the map of maps waits for an RCU grace period,
@@ -143,19 +141,19 @@ func (k *kernel) removeTree(id TreeID) error {
 	return errs
 }
 
-// adoptAll walks over all tasks until a walk moves none.
-func (k *kernel) adoptAll(adoption bpf.AdoptAdoption) error {
+// adoptAll walks over all tasks until a walk changes nothing, and returns what the last one found.
+func (k *kernel) adoptAll(adoption bpf.AdoptAdoption) (bpf.AdoptAdoption, error) {
 	for range maxAdoptionPasses {
 		adoption.Changed = 0
 		after, err := k.adopt(adoption)
 		if err != nil {
-			return err
+			return after, err
 		}
 		if after.Changed == 0 {
-			return nil
+			return after, nil
 		}
 	}
-	return fmt.Errorf("processes are made faster than they can be moved (%d walks)", maxAdoptionPasses)
+	return adoption, fmt.Errorf("processes are made faster than they can be moved (%d walks)", maxAdoptionPasses)
 }
 
 // adopt walks over all tasks once.
