@@ -2,10 +2,12 @@ package names
 
 // Bounds that several rows share.
 const (
-	wholePages = "whole pages: a write of one byte dirties a page"
-	histogram  = "interpolated inside a power-of-two bucket; absent for devices without requests (zram, brd, dm)"
-	sharedRSS  = "a page that forked workers share counts once for each of them"
-	askedFor   = "pipes and sockets are in it; io_uring's buffered reads are not"
+	wholeBlocks  = "whole blocks of the file system: a file of 100 bytes writes 4096"
+	wholeFolios  = "whole folios: a write of one byte makes the folio around it dirty, a page or, on file systems with large folios, up to some MiB"
+	counterSlack = "short by less than 3 × CPUs × max(32, 2 × CPUs) pages a process, which CPUs keep to themselves"
+	histogram    = "interpolated inside a power-of-two bucket; absent for devices without requests (zram, brd, dm)"
+	sharedRSS    = "a page that forked workers share counts once for each of them"
+	askedFor     = "pipes and sockets are in it; io_uring's buffered reads are not"
 	// A double holds every integer up to there.
 	exactDouble = "exact to 2^53"
 	inCgroup    = "all processes of the cgroup, those of no tree included; at most 10 ms old"
@@ -40,13 +42,13 @@ func Rows() []Row {
 		percent("gpu_memory_usage", "", GPU, "Memory in use of the GPUs that the tree uses.", ""),
 		percent("gpu_usage", "", GPU, "Utilization over the window of the GPUs that the tree uses.", ""),
 
-		metric(Sum, "disk.read_bytes", Int, "By", Tree, "Data read from block devices, metadata apart.", "", read),
-		metric(Sum, "disk.write_bytes", Int, "By", Tree, "Data that reached block devices, metadata apart, late writeback and writes of exited processes included.", "", write),
+		metric(Sum, "disk.read_bytes", Int, "By", Tree, "Data read from block devices, metadata apart.", "whole blocks of the file system, readahead included", read),
+		metric(Sum, "disk.write_bytes", Int, "By", Tree, "Data that reached block devices, metadata apart, late writeback and writes of exited processes included.", wholeBlocks, write),
 		metric(Sum, "disk.read_ops", Int, "{operation}", Tree, "Reads, as submitted to the block layer (bios).", "", read),
 		metric(Sum, "disk.write_ops", Int, "{operation}", Tree, "Writes, as submitted to the block layer (bios).", "", write),
 		metric(Sum, "disk.metadata_write_bytes", Int, "By", Tree, "File system metadata that the tree's own processes submitted; a journal thread's is the node's.", "", write),
-		metric(Sum, "disk.dirtied_bytes", Int, "By", Tree, "Page cache that the tree made dirty in the window, written back or not.", wholePages, write),
-		metric(Gauge, "disk.pending_write_bytes", Int, "By", Tree, "Dirtied and not written yet at the window's end.", "approximate: truncating a dirty file is not seen", write),
+		metric(Sum, "disk.dirtied_bytes", Int, "By", Tree, "Page cache that the tree made dirty in the window, written back or not.", wholeFolios, write),
+		metric(Gauge, "disk.pending_write_bytes", Int, "By", Tree, "Dirtied and not written yet at the window's end.", "approximate: truncating a dirty file is not seen, and of a large folio only the blocks written to are written back", write),
 
 		metric(Gauge, "disk.other_write_bytes", Int, "By", Node, "Data written by processes that belong to no tree.", nodeWide, write),
 		metric(Gauge, "disk.unattributed_write_bytes", Int, "By", Node, "Data whose writer is not known: dirtied before the agent attached, by a kernel thread, or its entry was lost.", nodeWide, write),
@@ -66,7 +68,7 @@ func Rows() []Row {
 
 		metric(Gauge, "memory.rss_bytes", Int, "By", Tree, "Resident memory at the window's end, summed over the tree's processes.", sharedRSS),
 		metric(Gauge, "memory.rss_peak_bytes", Int, "By", Tree, "Largest resident memory in the window.", "a lower bound unless `memory.rss_peak_exact`; "+sharedRSS),
-		attribute("memory.rss_peak_exact", Bool, "", Tree, "The peak is exact: one process of the tree changed, and the kernel keeps its high-water mark.", ""),
+		attribute("memory.rss_peak_exact", Bool, "", Tree, "The peak is exact: one process of the tree changed, and the kernel keeps its high-water mark.", counterSlack),
 		metric(Gauge, "memory.rss_peak_upper_bytes", Int, "By", Tree, "The peak was not larger than this.", "an upper bound"),
 		attribute("memory.rss_sample_hertz", Double, "Hz", Tree, "How often resident memory was sampled for the peak.", ""),
 		metric(Gauge, "memory.swap_bytes", Int, "By", Tree, "Swapped-out memory at the window's end.", ""),
