@@ -56,6 +56,10 @@ fuzz: ## Run each fuzz target for FUZZTIME (default 20s)
 bench: build python-test ## Measure what a call costs, beside psutil, in one run
 	PYTHON=$(CURDIR)/$(VENV)/bin/python bench/run.sh
 
+.PHONY: bench-bpf
+bench-bpf: build python-test ## Measure what the kernel programs and the agent cost; needs root and fio (ROUNDS=)
+	PYTHON=$(CURDIR)/$(VENV)/bin/python $(GO) run ./bench/bpfcost --rounds $(or $(ROUNDS),5) --document "$${DOCUMENT-docs/benchmark.md}"
+
 # Other counters, in a folder of their own that a run puts on its path.
 COUNTERS := $(VENV)-counters
 counters = $(VENV)/bin/pip install -q --disable-pip-version-check --no-deps --upgrade --target $(COUNTERS) -r bench/requirements-compare.txt
