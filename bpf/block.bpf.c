@@ -6,7 +6,8 @@
 // again for what is split off it).
 //
 // In this order:
-//   0  the submitter is the lower layer of a stack                   -> lower
+//   0  the submitter is the lower layer of a stack, or the device    -> lower
+//      is a part of another one (dm, md)
 //   1  metadata: flagged so, or in the page cache of a device that   -> metadata, of the submitter
 //      a file system has in use
 //      swap                                                          -> swap
@@ -143,6 +144,14 @@ static __noinline __u32 owner_of_folio(struct folio_view *f, struct walk *w, __u
 	return tree;
 }
 
+// jbd2, the journal of ext4. It writes copies of blocks, too, which belong to no file.
+static __always_inline bool is_journal_writer(void)
+{
+	char name[8] = {};
+	bpf_get_current_comm(name, sizeof(name));
+	return name[0] == 'j' && name[1] == 'b' && name[2] == 'd' && name[3] == '2' && name[4] == '/';
+}
+
 // One folio, or the part of it that this bio writes.
 static long write_step(__u32 i, struct walk *w)
 {
@@ -169,8 +178,8 @@ static long write_step(__u32 i, struct walk *w)
 	__u32 owner = w->submitter;
 	if (writeback)
 		owner = owner_of_folio(&f, w, n);
-	else if (owner == TREE_UNKNOWN && is_of_used_device(mapping_of(f.head)))
-		owner = TREE_METADATA; // by a journal's writer, on 5.10 without the flag
+	else if (owner == TREE_UNKNOWN && (is_of_used_device(mapping_of(f.head)) || is_journal_writer()))
+		owner = TREE_METADATA; // on 5.10 without the flag
 
 	if (!w->started) {
 		w->started = 1;
@@ -355,7 +364,7 @@ static __always_inline __u32 done_of(struct bio *bio)
 	return done;
 }
 
-static __always_inline int charge(struct bio *bio, struct gendisk *disk)
+static __always_inline int charge(struct bio *bio, struct gendisk *disk, struct rb_node *holders)
 {
 	__u32 flags = bio->bi_opf;
 	__u32 op = flags & REQ_OP_MASK;
@@ -367,8 +376,11 @@ static __always_inline int charge(struct bio *bio, struct gendisk *disk)
 	// A dev_t as the kernel writes it.
 	__u32 dev = (__u32)disk->major << 20 | disk->first_minor;
 
+	// What dm and md pass on within the submission shows in bio_list. Their threads (dm-crypt, RAID 5) and a
+	// finished plug (RAID 1) pass on outside of one; then the link to the upper device in sysfs,
+	// /sys/block/X/holders, tells.
 	struct task_struct *current = current_task();
-	if (read_field(current, flags) & PF_LOCAL_THROTTLE || read_field(current, bio_list)) {
+	if (holders || read_field(current, flags) & PF_LOCAL_THROTTLE || read_field(current, bio_list)) {
 		count(dev, write, CLASS_LOWER, bytes);
 		return 0;
 	}
@@ -410,7 +422,7 @@ SEC("tp_btf/block_bio_queue")
 int BPF_PROG(block_queue, struct bio *bio)
 {
 	struct block_device *bdev = bio->bi_bdev;
-	return charge(bio, bdev->bd_disk);
+	return charge(bio, bdev->bd_disk, bdev->bd_holder_dir->sd->dir.children.rb_node);
 }
 
 // 5.10.
@@ -418,7 +430,12 @@ SEC("tp_btf/block_bio_queue")
 int BPF_PROG(block_queue_queue, struct request_queue *q, struct bio *bio)
 {
 	struct bio___disk *old = (void *)bio;
-	if (bpf_core_field_exists(old->bi_disk))
-		return charge(bio, old->bi_disk);
-	return 0;
+	if (!bpf_core_field_exists(old->bi_disk))
+		return 0;
+	// The bio no longer knows the partition: only whole devices are seen to be part of another.
+	struct gendisk___part *whole = (void *)old->bi_disk;
+	struct rb_node *holders = NULL;
+	if (bpf_core_field_exists(whole->part0.holder_dir))
+		holders = BPF_CORE_READ(whole, part0.holder_dir, sd, dir.children.rb_node);
+	return charge(bio, old->bi_disk, holders);
 }

@@ -228,9 +228,38 @@ struct gendisk {
 	int first_minor;
 };
 
+// A directory of sysfs, whose entries are a tree.
+struct rb_node;
+
+struct rb_root {
+	struct rb_node *rb_node;
+};
+
+struct kernfs_elem_dir {
+	struct rb_root children;
+};
+
+struct kernfs_node {
+	struct kernfs_elem_dir dir;
+};
+
+struct kobject {
+	struct kernfs_node *sd;
+};
+
 struct block_device {
 	struct gendisk *bd_disk;
 	void *bd_holder;
+	struct kobject *bd_holder_dir;
+};
+
+// 5.10.
+struct hd_struct {
+	struct kobject *holder_dir;
+};
+
+struct gendisk___part {
+	struct hd_struct part0;
 };
 
 // From 7.3: bi_bvec_done by another name.

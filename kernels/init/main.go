@@ -96,7 +96,7 @@ func loadModules() error {
 		if err != nil {
 			return err
 		}
-		err = unix.FinitModule(int(f.Fd()), "", 0)
+		err = unix.FinitModule(int(f.Fd()), parameters(path), 0)
 		// ENODEV: crc32c-intel on a processor without the instruction; another implementation takes its place.
 		if err != nil && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENODEV) {
 			err = fmt.Errorf("load module %s: %w", path, err)
@@ -108,6 +108,14 @@ func loadModules() error {
 		}
 	}
 	return nil
+}
+
+// parameters of a module: one RAM disk, large enough for any file system, of which memory is taken as it is written.
+func parameters(path string) string {
+	if strings.HasSuffix(path, "-brd.ko") {
+		return "rd_nr=1 rd_size=524288"
+	}
+	return ""
 }
 
 // openLine opens the second serial line, without a terminal's translations.

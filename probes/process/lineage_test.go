@@ -270,7 +270,7 @@ func TestNestedTreesCountOnce(t *testing.T) {
 // What a released tree has made dirty and not yet written is its parent's.
 func TestReleasedTreeStillOwnsItsPages(t *testing.T) {
 	k := openTestKernel(t)
-	v := newVolume(t, "ext4", filepath.Join(t.TempDir(), "image"), 1, "mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0")
+	v := newVolume(t, "ext4", filepath.Join(t.TempDir(), "image"), 1, mkfsExt4)
 	v.sync(t)
 	a := play(t, step{Do: "spawn", Steps: []step{{Do: "pause"}, {Do: "write", Path: filepath.Join(v.dir, "a"), Bytes: 4 * mib}}})
 	outer := k.mustTrack(t, a)

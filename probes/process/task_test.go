@@ -285,7 +285,7 @@ func TestPeakOfAChildIsBounded(t *testing.T) {
 // Swap and stalls: a process in a cgroup that is too small for it, with a swap file on a volume of the test.
 func TestReclaimAndSwap(t *testing.T) {
 	k := openTestKernel(t)
-	v := newVolume(t, "ext4", filepath.Join(t.TempDir(), "image"), 1, "mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0")
+	v := newVolume(t, "ext4", filepath.Join(t.TempDir(), "image"), 1, mkfsExt4)
 	file := filepath.Join(v.dir, "swap")
 	if err := (step{Do: "write", Path: file, Bytes: 128 * mib}).act(); err != nil {
 		t.Fatal(err)
@@ -360,7 +360,7 @@ func memoryCgroup(t *testing.T) (processes, limit string) {
 // Each request of ours is in the histogram once.
 func TestLatency(t *testing.T) {
 	k := openTestKernel(t)
-	v := newVolume(t, "ext4", filepath.Join(t.TempDir(), "image"), 1, "mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0")
+	v := newVolume(t, "ext4", filepath.Join(t.TempDir(), "image"), 1, mkfsExt4)
 	file := filepath.Join(v.dir, "a")
 	if err := act([]step{{Do: "write", Path: file, Bytes: 16 * mib}, {Do: "drop", Path: file}}); err != nil {
 		t.Fatal(err)
@@ -409,7 +409,7 @@ func TestLatency(t *testing.T) {
 // The map of dirty inodes comes back to what is dirty.
 func TestSweep(t *testing.T) {
 	k := openTestKernel(t)
-	v := newVolume(t, "ext4", filepath.Join(t.TempDir(), "image"), 1, "mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0")
+	v := newVolume(t, "ext4", filepath.Join(t.TempDir(), "image"), 1, mkfsExt4)
 	againstSync(t, 5, func() (wrong []string) {
 		v.sync(t)
 		const files = 200

@@ -15,7 +15,7 @@ import (
 // A direct read waits for the disk; what a child waits is not the root's.
 func TestWaitForADisk(t *testing.T) {
 	k := openTestKernel(t)
-	v := newVolume(t, "ext4", filepath.Join(t.TempDir(), "image"), 1, "mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0")
+	v := newVolume(t, "ext4", filepath.Join(t.TempDir(), "image"), 1, mkfsExt4)
 	file := filepath.Join(v.dir, "a")
 	if err := (step{Do: "write", Path: file, Bytes: 32 * mib}).act(); err != nil {
 		t.Fatal(err)
