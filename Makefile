@@ -48,6 +48,11 @@ test: build python-test ## Run all tests; as root they include eBPF on this kern
 test-kernels: ## Run the eBPF tests on 5.10, 6.1, 6.12 and 7.x, emulated (KERNELS=, TESTS=, JOBS=)
 	kernels/run $(KERNELS)
 
+.PHONY: test-long
+test-long: ## Run at full length what test runs short: leaks, restarts in a writer (EVENTS=, SECONDS=)
+	PROV4ML_TEST_EVENTS=$(or $(EVENTS),1000000) PROV4ML_TEST_WRITER_SECONDS=$(or $(SECONDS),60) \
+	$(GO) test -count=1 -v -timeout 90m -run '^(TestNothingLeaks|TestServeKilledDuringAWriter)$$' ./e2e
+
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME (default 20s)
 	.ci/fuzz $(or $(FUZZTIME),20s)

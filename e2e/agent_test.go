@@ -204,18 +204,33 @@ type serve struct {
 // startServe starts a daemon in directories of its own and waits until it is ready.
 func startServe(t *testing.T, dir string, flags ...string) *serve {
 	t.Helper()
-	s := &serve{
-		socket: filepath.Join(dir, "agent.sock"),
-		state:  filepath.Join(dir, "state"),
-		out:    filepath.Join(dir, "out"),
-	}
+	s := newServe(dir)
 	// A test that restarts it without a gap brings a place for pins. The others leave nothing behind in the kernel.
 	if !slices.Contains(flags, "--pin-dir") {
 		flags = append(flags, "--no-pin")
 	}
-	args := append([]string{"serve", "--socket", s.socket, "--socket-mode", "0666", "--state", s.state, "--out", s.out}, flags...)
+	s.start(t, s.command(append(flags, "--out", s.out)...))
+	return s
+}
+
+func newServe(dir string) *serve {
+	return &serve{
+		socket: filepath.Join(dir, "agent.sock"),
+		state:  filepath.Join(dir, "state"),
+		out:    filepath.Join(dir, "out"),
+	}
+}
+
+func (s *serve) command(flags ...string) *exec.Cmd {
+	args := append([]string{"serve", "--socket", s.socket, "--socket-mode", "0666", "--state", s.state}, flags...)
 	cmd := exec.Command(binary, args...)
 	cmd.Env = trainingEnvironment()
+	return cmd
+}
+
+// start waits until the socket answers.
+func (s *serve) start(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
 	s.job = startJob(t, cmd)
 	await(t, "the agent's socket", func() bool {
 		conn, err := net.Dial("unix", s.socket)
@@ -229,7 +244,6 @@ func startServe(t *testing.T, dir string, flags ...string) *serve {
 		}
 		return err == nil
 	})
-	return s
 }
 
 // stop ends the daemon as systemd does, and waits.

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -95,7 +96,8 @@ func TestServeKilledDuringAWriter(t *testing.T) {
 			}
 			s := startServe(t, dir, "--pin-dir", pins)
 			// Long enough for two restarts and calls before, between and after.
-			j := startJob(t, clientCommand(t, s.socket, "writer.py", data, "20", "2"))
+			seconds := fromEnvironment(t, "PROV4ML_TEST_WRITER_SECONDS", 20)
+			j := startJob(t, clientCommand(t, s.socket, "writer.py", data, strconv.Itoa(seconds), "2"))
 			for _, step := range []string{"step 2\n", "step 5\n"} {
 				j.awaitText(t, step)
 				if how == "killed" {
@@ -114,9 +116,11 @@ func TestServeKilledDuringAWriter(t *testing.T) {
 			s.stop(t)
 			spans := ofProcess(readSpans(t, traces), int64(j.Process.Pid))
 			withoutGap(t, spans)
-			if got, want := sum(t, spans, "disk.write_bytes"), wroteBytes(t, j); got != want {
+			got, want := sum(t, spans, "disk.write_bytes"), wroteBytes(t, j)
+			if got != want {
 				t.Errorf("written %d, want %d: %+d", got, want, got-want)
 			}
+			t.Logf("%d windows in %d s: %d bytes written, %d charged", len(spans), seconds, want, got)
 			if len(spans) < 8 {
 				t.Errorf("%d windows", len(spans))
 			}
