@@ -3,8 +3,8 @@
 // Command init is the first process of a kernel under test. It mounts what the tests need, loads the modules, runs the test
 // binary, says on the second serial line how that ended, and powers off.
 //
-// The initramfs holds, beside the tools: /modules/NN-NAME.ko, loaded in the order of their names; /test, the binary;
-// /arguments, one a line; and /environment, one a line.
+// The initramfs holds, beside the tools: /modules/NN-NAME.ko, loaded in the order of their names; /test, the binary; /actor, the
+// program that it plays; /arguments, one a line; and /environment, one a line.
 package main
 
 import (
@@ -154,7 +154,7 @@ func runTest() (status int, err error) {
 		return 0, err
 	}
 	defer silence.Close()
-	if err := copyFile("/test", binary); err != nil {
+	if err := errors.Join(copyFile("/test", binary), copyFile("/actor", "/tmp/actor")); err != nil {
 		return 0, err
 	}
 	test, err := syscall.ForkExec(binary, append([]string{binary}, arguments...), &syscall.ProcAttr{
@@ -179,7 +179,7 @@ func runTest() (status int, err error) {
 	}
 }
 
-// binary is where the test runs: on the disk, like any program. From the initramfs its pages would be shared memory.
+// binary is where the test runs: on the disk, like any program, and like its actor. From the initramfs its pages would be shared memory.
 const binary = "/tmp/process.test"
 
 func copyFile(from, to string) error {

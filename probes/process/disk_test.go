@@ -3,30 +3,61 @@ package process
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/prov4ml/agent/bpf"
+	"github.com/prov4ml/agent/probes"
+	"github.com/prov4ml/agent/probes/process/internal/actor"
 )
 
-func openTestKernel(t *testing.T) *kernel {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: loads BPF programs")
-	}
+// sharedKernel is opened once, since loading the programs takes a second on an emulated processor.
+var sharedKernel = sync.OnceValues(func() (*kernel, error) {
 	k, status, err := openKernel(nil, Config{})
+	return k, errors.Join(err, refusals(status))
+})
+
+// refusals are the lines of a status that say what does not work.
+func refusals(status []probes.Status) (all error) {
 	for _, line := range status {
 		if !line.OK {
-			t.Errorf("%s: %s (%s)", line.Name, line.Reason, line.Cure)
+			all = errors.Join(all, fmt.Errorf("%s: %s (%s)", line.Name, line.Reason, line.Cure))
 		}
 	}
+	return all
+}
+
+// shareTestKernel gives a probe that other tests have used. Its counts of devices and of what is lost go on; what the test tracks is
+// released at its end.
+func shareTestKernel(t *testing.T) *kernel {
+	t.Helper()
+	needsRoot(t)
+	k, err := sharedKernel()
 	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for id := range maps.Clone(k.trees) {
+			k.Release(id)
+		}
+	})
+	return k
+}
+
+// openTestKernel opens a probe of the test's own.
+func openTestKernel(t *testing.T) *kernel {
+	t.Helper()
+	needsRoot(t)
+	k, status, err := openKernel(nil, Config{})
+	if err := errors.Join(err, refusals(status)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -37,7 +68,14 @@ func openTestKernel(t *testing.T) *kernel {
 	return k
 }
 
-func (k *kernel) mustTrack(t *testing.T, a *actor) TreeID {
+func needsRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: loads BPF programs")
+	}
+}
+
+func (k *kernel) mustTrack(t *testing.T, a *played) TreeID {
 	t.Helper()
 	tracked, err := k.Track(a.Process)
 	if err != nil {
@@ -329,13 +367,10 @@ func TestChargingRulesOnOtherDevices(t *testing.T) {
 		mkfs    string
 	}{
 		{"RAM disk ext4", newRAMDisk, mkfsExt4},
-		{"RAM disk xfs", newRAMDisk, mkfsXFS},
 		{"linear ext4", newLinear, mkfsExt4},
 		{"striped xfs", newStriped, mkfsXFS},
-		{"striped btrfs", newStriped, mkfsBtrfs},
 		{"crypt ext4", newCrypt, mkfsExt4},
 		{"RAID 0 ext4", newRAID(0, 1), mkfsExt4},
-		{"RAID 1 xfs", newRAID(1, 2), mkfsXFS},
 		{"RAID 1 btrfs", newRAID(1, 2), mkfsBtrfs},
 	} {
 		t.Run(volume.name, func(t *testing.T) {
@@ -431,7 +466,7 @@ func (c diskCase) attempt(t *testing.T, k *kernel, v *volume) (wrong []string) {
 			t.Error(err)
 		}
 	}()
-	if err := act(placed(c.prepare, dir)); err != nil {
+	if err := actor.Act(placed(c.prepare, dir)); err != nil {
 		t.Fatal(err)
 	}
 	v.sync(t)
@@ -501,7 +536,7 @@ func placed(steps []step, dir string) []step {
 }
 
 func TestRawDevice(t *testing.T) {
-	k := openTestKernel(t)
+	k := shareTestKernel(t)
 	file := filepath.Join(t.TempDir(), "image")
 	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, 64*mib)); err != nil {
 		t.Fatal(err)
@@ -540,7 +575,7 @@ func TestRawDevice(t *testing.T) {
 
 // A loop device on a file of a file system: what goes to the file is the same bytes once more.
 func TestLowerLayer(t *testing.T) {
-	k := openTestKernel(t)
+	k := shareTestKernel(t)
 	for _, direct := range []string{"off", "on"} {
 		t.Run("direct-io="+direct, func(t *testing.T) {
 			lower := newVolume(t, "lower", filepath.Join(t.TempDir(), "image"), 1, mkfsExt4)
@@ -573,14 +608,12 @@ func TestLowerLayer(t *testing.T) {
 
 // Pages dirtied before the agent attached belong to nobody, and so do those of an inode whose other pages are such.
 func TestDirtyBeforeAttaching(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: loads BPF programs")
-	}
+	needsRoot(t)
 	v := newVolume(t, "ext4", filepath.Join(t.TempDir(), "image"), 1, mkfsExt4)
 	path := filepath.Join(v.dir, "a")
 	againstSync(t, 5, func() (wrong []string) {
 		v.sync(t)
-		if err := (step{Do: "write", Path: path, Bytes: 4 * mib}).act(); err != nil {
+		if err := (step{Do: "write", Path: path, Bytes: 4 * mib}).Act(); err != nil {
 			t.Fatal(err)
 		}
 		k, _, err := openKernel(nil, Config{})
@@ -607,7 +640,7 @@ func TestDirtyBeforeAttaching(t *testing.T) {
 
 // On the root file system, with whatever else this machine does there at the same time.
 func TestRootFileSystem(t *testing.T) {
-	k := openTestKernel(t)
+	k := shareTestKernel(t)
 	dir := t.TempDir()
 	ours := play(t,
 		step{Do: "spawn", Steps: []step{{Do: "write", Path: filepath.Join(dir, "a"), Bytes: 32 * mib}}},
@@ -623,7 +656,7 @@ func TestRootFileSystem(t *testing.T) {
 	ours.paused()
 	// The orphan may have written after that.
 	for _, name := range []string{"a", "b", "c"} {
-		if err := (step{Do: "drop", Path: filepath.Join(dir, name)}).act(); err != nil {
+		if err := (step{Do: "drop", Path: filepath.Join(dir, name)}).Act(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -640,10 +673,10 @@ func TestRootFileSystem(t *testing.T) {
 
 // Readers that live for a moment each.
 func TestForkedReaders(t *testing.T) {
-	k := openTestKernel(t)
+	k := shareTestKernel(t)
 	v := newVolume(t, "ext4", filepath.Join(t.TempDir(), "image"), 1, mkfsExt4)
 	file := filepath.Join(v.dir, "a")
-	if err := act([]step{{Do: "write", Path: file, Bytes: mib}, {Do: "drop", Path: file}}); err != nil {
+	if err := actor.Act([]step{{Do: "write", Path: file, Bytes: mib}, {Do: "drop", Path: file}}); err != nil {
 		t.Fatal(err)
 	}
 	const readers, bytes = 200, 64 << 10

@@ -79,7 +79,7 @@ func descendants(t *testing.T, pid int) []int {
 }
 
 func TestTrackPresentDescendants(t *testing.T) {
-	k := openTestKernel(t)
+	k := shareTestKernel(t)
 	pause := []step{{Do: "pause"}}
 	// A child, a grandchild, both waiting; the order of lines does not matter, each sends one.
 	a := play(t, step{Do: "spawn", Steps: []step{{Do: "spawn", Steps: pause}}})
@@ -135,7 +135,7 @@ func TestTrackPresentDescendants(t *testing.T) {
 
 // A tree around only a part: the parent's other children stay where they are.
 func TestTrackLeavesSiblings(t *testing.T) {
-	k := openTestKernel(t)
+	k := shareTestKernel(t)
 	a, b := play(t), play(t)
 	tree := k.mustTrack(t, a)
 	if got := k.treeOf(t, b.PID); got != 0 {
@@ -150,7 +150,7 @@ func TestTrackLeavesSiblings(t *testing.T) {
 }
 
 func TestTrackGone(t *testing.T) {
-	k := openTestKernel(t)
+	k := shareTestKernel(t)
 	a := play(t)
 	wrong := a.Process
 	wrong.StartTicks++
@@ -169,9 +169,9 @@ func TestTrackGone(t *testing.T) {
 
 // Children made while the walk over the tasks is under way.
 func TestTrackDuringForks(t *testing.T) {
-	k := openTestKernel(t)
+	k := shareTestKernel(t)
 	for range 3 {
-		a := play(t, step{Do: "forks", N: 30, Steps: []step{{Do: "orphan", Steps: []step{{Do: "sleep", N: 400}}}, {Do: "sleep", N: 1}}})
+		a := play(t, step{Do: "forks", N: 15, Steps: []step{{Do: "orphan", Steps: []step{{Do: "sleep", N: 400}}}, {Do: "sleep", N: 1}}})
 		a.next()
 		time.Sleep(30 * time.Millisecond)
 		tree := k.mustTrack(t, a)
@@ -193,7 +193,7 @@ func TestTrackDuringForks(t *testing.T) {
 
 // A pid that belongs to another process now carries nothing over.
 func TestPIDReuse(t *testing.T) {
-	k := openTestKernel(t)
+	k := shareTestKernel(t)
 	dir := t.TempDir()
 	for attempt := range 200 {
 		a := play(t)
@@ -225,7 +225,7 @@ func TestPIDReuse(t *testing.T) {
 
 // The hundredth generation, and a process that another session's leader started.
 func TestGenerations(t *testing.T) {
-	k := openTestKernel(t)
+	k := shareTestKernel(t)
 	path := filepath.Join(t.TempDir(), "a")
 	a := play(t, step{Do: "chain", N: 100, Steps: []step{{Do: "write", Path: path, Bytes: mib}, {Do: "sync", Path: path}}})
 	tree := k.mustTrack(t, a)
@@ -240,7 +240,7 @@ func TestGenerations(t *testing.T) {
 }
 
 func TestNestedTreesCountOnce(t *testing.T) {
-	k := openTestKernel(t)
+	k := shareTestKernel(t)
 	dir := t.TempDir()
 	write := func(name string) []step {
 		return []step{{Do: "write", Path: filepath.Join(dir, name), Bytes: mib}, {Do: "sync", Path: filepath.Join(dir, name)}}
@@ -269,7 +269,7 @@ func TestNestedTreesCountOnce(t *testing.T) {
 
 // What a released tree has made dirty and not yet written is its parent's.
 func TestReleasedTreeStillOwnsItsPages(t *testing.T) {
-	k := openTestKernel(t)
+	k := shareTestKernel(t)
 	v := newVolume(t, "ext4", filepath.Join(t.TempDir(), "image"), 1, mkfsExt4)
 	v.sync(t)
 	a := play(t, step{Do: "spawn", Steps: []step{{Do: "pause"}, {Do: "write", Path: filepath.Join(v.dir, "a"), Bytes: 4 * mib}}})

@@ -14,7 +14,7 @@ var errRefused = errors.New("refused for the test")
 
 // Each program may be missing; the values of the others stay eBPF's, and what procfs knows comes from there.
 func TestEachProgramFailsAlone(t *testing.T) {
-	openTestKernel(t) // skips, or says what else fails
+	shareTestKernel(t) // skips, or says what else fails
 	// On kernels where the program is another one.
 	variants := map[string]string{
 		bpf.BlockProgBlockQueue:     bpf.BlockProgBlockQueueQueue,

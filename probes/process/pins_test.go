@@ -417,9 +417,7 @@ func TestNoPin(t *testing.T) {
 }
 
 func TestPinsNeedABPFFileSystem(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: loads BPF programs")
-	}
+	needsRoot(t)
 	dir := filepath.Join(t.TempDir(), "not", "there")
 	k, status, err := openKernel(nil, Config{PinDir: dir, StateDir: t.TempDir()})
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/prov4ml/agent/bpf"
+	"github.com/prov4ml/agent/probes/process/internal/actor"
 	"github.com/prov4ml/agent/record"
 )
 
@@ -111,7 +112,7 @@ func TestTaskCountersOfTheExited(t *testing.T) {
 }
 
 func TestTaskCountersOfTheLiving(t *testing.T) {
-	k := openTestKernel(t)
+	k := shareTestKernel(t)
 	path := filepath.Join(t.TempDir(), "a")
 	a := play(t,
 		step{Do: "write", Path: path, Bytes: mib}, step{Do: "read", Path: path, Bytes: mib / 2},
@@ -193,7 +194,7 @@ func kilobytes(t *testing.T, pid int, field string) uint64 {
 }
 
 func TestMemory(t *testing.T) {
-	k := openTestKernel(t)
+	k := shareTestKernel(t)
 	a := play(t, step{Do: "spawn", Steps: []step{{Do: "hold", Bytes: 64 * mib}, {Do: "pause"}}})
 	tree := k.mustTrack(t, a)
 	a.next()
@@ -212,7 +213,7 @@ func TestMemory(t *testing.T) {
 }
 
 func TestPeakOfOneRunnerIsExact(t *testing.T) {
-	k := openTestKernel(t)
+	k := shareTestKernel(t)
 	a := play(t, step{Do: "memory", Bytes: 128 * mib}, step{Do: "pause"}, step{Do: "pause"})
 	tree := k.mustTrack(t, a)
 	p := k.NewPeak([]TreeID{tree})
@@ -247,7 +248,7 @@ func TestPeakOfOneRunnerIsExact(t *testing.T) {
 }
 
 func TestPeakOfAChildIsBounded(t *testing.T) {
-	k := openTestKernel(t)
+	k := shareTestKernel(t)
 	// Longer on a machine so slow that the sampler can afford but one sample a second.
 	hold := func(milliseconds int) []step {
 		return []step{{Do: "spawn", Steps: []step{{Do: "memory", Bytes: 96 * mib, N: milliseconds}}}, {Do: "pause"}}
@@ -284,10 +285,10 @@ func TestPeakOfAChildIsBounded(t *testing.T) {
 
 // Swap and stalls: a process in a cgroup that is too small for it, with a swap file on a volume of the test.
 func TestReclaimAndSwap(t *testing.T) {
-	k := openTestKernel(t)
+	k := shareTestKernel(t)
 	v := newVolume(t, "ext4", filepath.Join(t.TempDir(), "image"), 1, mkfsExt4)
 	file := filepath.Join(v.dir, "swap")
-	if err := (step{Do: "write", Path: file, Bytes: 128 * mib}).act(); err != nil {
+	if err := (step{Do: "write", Path: file, Bytes: 128 * mib}).Act(); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Chmod(file, 0o600); err != nil {
@@ -359,10 +360,10 @@ func memoryCgroup(t *testing.T) (processes, limit string) {
 
 // Each request of ours is in the histogram once.
 func TestLatency(t *testing.T) {
-	k := openTestKernel(t)
+	k := shareTestKernel(t)
 	v := newVolume(t, "ext4", filepath.Join(t.TempDir(), "image"), 1, mkfsExt4)
 	file := filepath.Join(v.dir, "a")
-	if err := act([]step{{Do: "write", Path: file, Bytes: 16 * mib}, {Do: "drop", Path: file}}); err != nil {
+	if err := actor.Act([]step{{Do: "write", Path: file, Bytes: 16 * mib}, {Do: "drop", Path: file}}); err != nil {
 		t.Fatal(err)
 	}
 	v.sync(t)
@@ -416,7 +417,7 @@ func TestSweep(t *testing.T) {
 		ours := map[uint64]bool{}
 		for i := range files {
 			file := filepath.Join(v.dir, strconv.Itoa(i))
-			if err := (step{Do: "write", Path: file, Bytes: 4096}).act(); err != nil {
+			if err := (step{Do: "write", Path: file, Bytes: 4096}).Act(); err != nil {
 				t.Fatal(err)
 			}
 			var stat unix.Stat_t

@@ -198,7 +198,7 @@ func run(t *testing.T, command string, arguments ...string) string {
 
 func (v *volume) sync(t *testing.T) {
 	t.Helper()
-	if err := (step{Do: "sync-fs", Path: v.dir}).act(); err != nil {
+	if err := (step{Do: "sync-fs", Path: v.dir}).Act(); err != nil {
 		t.Fatal(err)
 	}
 }

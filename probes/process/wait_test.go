@@ -14,10 +14,10 @@ import (
 
 // A direct read waits for the disk; what a child waits is not the root's.
 func TestWaitForADisk(t *testing.T) {
-	k := openTestKernel(t)
+	k := shareTestKernel(t)
 	v := newVolume(t, "ext4", filepath.Join(t.TempDir(), "image"), 1, mkfsExt4)
 	file := filepath.Join(v.dir, "a")
-	if err := (step{Do: "write", Path: file, Bytes: 32 * mib}).act(); err != nil {
+	if err := (step{Do: "write", Path: file, Bytes: 32 * mib}).Act(); err != nil {
 		t.Fatal(err)
 	}
 	v.sync(t)
@@ -49,10 +49,10 @@ func TestWaitForADisk(t *testing.T) {
 
 // What the scheduler says of the threads is what is told, from the moment of tracking.
 func TestWaitForACPU(t *testing.T) {
-	k := openTestKernel(t)
+	k := shareTestKernel(t)
 	a := play(t, step{Do: "spin", N: 100}, step{Do: "pause"})
 	b := play(t, step{Do: "spin", N: 150}, step{Do: "pause"})
-	for _, one := range []*actor{a, b} {
+	for _, one := range []*played{a, b} {
 		run(t, "taskset", "-a", "-p", "1", strconv.Itoa(one.PID))
 	}
 	base := runDelay(t, a.PID)
