@@ -97,6 +97,9 @@ func run(c config) (err error) {
 		return err
 	}
 	text := machine(before) + "\n" + pairs.text()
+	if c.python == "" {
+		text += "\nNo training was measured: no Python was named.\n"
+	}
 	if c.goals {
 		goals, err := measureGoals(ctx, c, work)
 		if err != nil {
