@@ -42,9 +42,15 @@ func (k *kernel) lookupTree(pid int) (TreeID, error) {
 		StartNanos uint64
 		Tgid, _    uint32
 	}
+	stat, err := ReadStat("/proc", pid)
+	if err != nil {
+		return 0, err
+	}
+	// A process that had the pid before stays until it is freed.
+	const nanosPerTick = 10_000_000
 	entries := procs.Iterate()
 	for entries.Next(&id, &p) {
-		if int(id.Tgid) == pid {
+		if int(id.Tgid) == pid && id.StartNanos/nanosPerTick == stat.StartTicks {
 			return TreeID(p.Tree), nil
 		}
 	}
