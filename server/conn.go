@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"golang.org/x/sys/unix"
 
 	"github.com/prov4ml/agent/runs"
 )
@@ -40,6 +41,8 @@ type conn struct {
 	handling atomic.Bool
 	// refused says that the bytes were no HTTP, and that this has been counted.
 	refused atomic.Bool
+	// ring came with the first bytes, until a stream takes it.
+	ring atomic.Pointer[ring]
 
 	limit bucket
 	once  sync.Once
@@ -47,7 +50,11 @@ type conn struct {
 
 // Read refuses at once what is certainly no HTTP: net/http would wait for the end of the line.
 func (c *conn) Read(p []byte) (int, error) {
-	n, err := c.UnixConn.Read(p)
+	read := c.UnixConn.Read
+	if !c.heard.Load() {
+		read = c.readFirst
+	}
+	n, err := read(p)
 	if n > 0 {
 		c.usedNanos.Store(int64(c.server.uptime()))
 		if !c.heard.Swap(true) && !methodStarts(p[:n]) {
@@ -55,6 +62,37 @@ func (c *conn) Read(p []byte) (int, error) {
 			c.refuseBytes()
 			// net/http answers every error but this one.
 			return 0, io.EOF
+		}
+	}
+	return n, err
+}
+
+// readFirst reads the first bytes, with which a ring may come. A descriptor that comes later is closed by the kernel.
+func (c *conn) readFirst(p []byte) (int, error) {
+	control := make([]byte, unix.CmsgSpace(4))
+	n, controls, _, _, err := c.ReadMsgUnix(p, control)
+	if controls == 0 {
+		return n, err
+	}
+	messages, parseErr := unix.ParseSocketControlMessage(control[:controls])
+	if parseErr != nil {
+		return n, err
+	}
+	for i := range messages {
+		fds, rightsErr := unix.ParseUnixRights(&messages[i])
+		if rightsErr != nil {
+			continue
+		}
+		for _, fd := range fds {
+			r, ringErr := openRing(fd)
+			if ringErr != nil {
+				c.server.counters.add(refusedRing, 1)
+				c.server.cfg.Logger.Warn("a descriptor that came with a connection is no ring", "pid", c.caller.PID, "reason", ringErr)
+				continue
+			}
+			if former := c.ring.Swap(r); former != nil {
+				former.close()
+			}
 		}
 	}
 	return n, err
@@ -110,6 +148,9 @@ func (c *conn) Close() error {
 			c.countNoHTTP()
 		}
 		c.server.conns.remove(c)
+		if r := c.ring.Swap(nil); r != nil {
+			r.close() // no stream has taken it
+		}
 		if c.seq != nil {
 			c.server.sequences.release(c)
 		}

@@ -76,6 +76,7 @@ func (s *Server) take(c *conn, h callHead, streamed bool, make func(runs.Caller)
 		call.DroppedCalls = h.dropped
 	}
 	if !streamed {
+		c.seq.drainRings()
 		waited, complete := c.seq.await(h.seq, maxSeqWait)
 		if waited {
 			s.counters.add(countSeqWaits, 1)
@@ -213,7 +214,7 @@ func (s *Server) describe(ctx context.Context, c *conn, m *prov4mlv1.DescribeRun
 	}
 	s.counters.add(countDescribed, 1)
 	s.cfg.Logger.Debug("a process describes its run", "pid", caller.PID, "run", info.RunID, "client", m.GetClientVersion())
-	return &prov4mlv1.DescribeRunResponse{RunId: info.RunID, AgentVersion: s.cfg.Version}, nil
+	return &prov4mlv1.DescribeRunResponse{RunId: info.RunID, AgentVersion: s.cfg.Version, RingVersion: ringVersion}, nil
 }
 
 // subject returns whom the call is about.

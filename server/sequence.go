@@ -1,6 +1,7 @@
 package server
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -27,6 +28,8 @@ type sequence struct {
 	seen uint64
 	// ahead are the measured ones beyond a missing one.
 	ahead map[uint64]struct{}
+	// rings are those of the open streams that have one: it may have calls that nobody has looked for yet. They have no seq.
+	rings []*streamed
 	// changed is closed when something that waiters look at changes; nil = nobody waits.
 	changed chan struct{}
 }
@@ -108,6 +111,28 @@ func (q *sequence) advance(seq uint64) {
 		delete(q.ahead, q.seen)
 	}
 	q.notify()
+}
+
+// drainRings measures what is in the rings: it was made before a call that comes now.
+func (q *sequence) drainRings() {
+	q.mu.Lock()
+	rings := slices.Clone(q.rings)
+	q.mu.Unlock()
+	for _, r := range rings {
+		r.drainRing()
+	}
+}
+
+func (q *sequence) addRing(r *streamed) {
+	q.mu.Lock()
+	q.rings = append(q.rings, r)
+	q.mu.Unlock()
+}
+
+func (q *sequence) removeRing(r *streamed) {
+	q.mu.Lock()
+	q.rings = slices.DeleteFunc(q.rings, func(other *streamed) bool { return other == r })
+	q.mu.Unlock()
 }
 
 func (q *sequence) notify() {

@@ -92,6 +92,7 @@ type Server struct {
 	startDrain, endHard context.CancelFunc
 	// drainEnd is when reading the streams ends at the latest; set before drain ends.
 	drainEnd time.Time
+	rings    *ringPoller
 	// drainQuiet is defaultDrainQuiet; tests change it.
 	drainQuiet time.Duration
 }
@@ -126,6 +127,7 @@ func New(cfg Config, tracker Tracker) (*Server, error) {
 		health:    grpchealth.NewStaticChecker(prov4mlv1connect.AgentServiceName),
 		buffers:   sync.Pool{New: func() any { return new(bytes.Buffer) }},
 
+		rings:        newRingPoller(),
 		drainQuiet:   defaultDrainQuiet,
 		largeReads:   make(chan struct{}, maxLargeReads),
 		largeDecodes: make(chan struct{}, maxLargeDecodes),
@@ -170,13 +172,16 @@ func (s *Server) Listen(ctx context.Context) error {
 // Serve answers until ctx ends. Then it stops accepting, reads what has been written to the streams, answers what is in
 // flight, and returns, at the latest after Config.ShutdownTimeout. It may be called once.
 func (s *Server) Serve(ctx context.Context) error {
-	defer s.endHard()
 	defer s.startDrain()
 	if s.socket == nil {
 		if err := s.Listen(ctx); err != nil {
 			return err
 		}
 	}
+	var polling sync.WaitGroup
+	polling.Go(func() { s.rings.run(s.hard.Done()) })
+	defer polling.Wait()
+	defer s.endHard()
 	served := make(chan error, 1)
 	go func() { served <- s.http.Serve(&acceptor{socket: s.socket, server: s}) }()
 	select {

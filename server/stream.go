@@ -30,8 +30,8 @@ func (s *Server) logStream(ctx context.Context, c *conn, stream connect.Streamin
 	if err := known(c); err != nil {
 		return nil, err
 	}
-	read := streamed{server: s}
-	err := s.readStream(ctx, c, stream, &read)
+	read := streamed{server: s, conn: c}
+	err := read.readAll(ctx, stream)
 	read.settle(len(read.pending))
 	if err != nil {
 		return nil, err
@@ -39,9 +39,17 @@ func (s *Server) logStream(ctx context.Context, c *conn, stream connect.Streamin
 	return &read.answer, nil
 }
 
-// streamed is what has been read of a stream.
+// streamed is what has been read of a stream, and of the ring beside it.
 type streamed struct {
-	server  *Server
+	server *Server
+	conn   *conn
+	ring   *ring // nil = none
+	// release ends the hold that keeps the caller's tree; known says that the tracker knew the caller when it was taken.
+	release func()
+	known   bool
+
+	// mu serialises who reads: a message of the stream, the ring's poller, and a unary call that comes after.
+	mu      sync.Mutex
 	answer  prov4mlv1.LogStreamResponse
 	pending []waitFunc
 }
@@ -67,41 +75,112 @@ func (r *streamed) settle(n int) {
 	r.pending = r.pending[:rest]
 }
 
-// readStream measures what comes until the stream ends, or fails.
-func (s *Server) readStream(ctx context.Context, c *conn, stream connect.StreamingHandlerConn, read *streamed) error {
+// readAll measures what comes until the stream ends, or fails.
+func (r *streamed) readAll(ctx context.Context, stream connect.StreamingHandlerConn) error {
+	s := r.server
 	stop := context.AfterFunc(s.drain, func() { s.setStreamDeadline(ctx) })
 	defer stop()
-	release := s.tracker.Hold(c.caller)
-	defer func() { release() }()
-	held := false
-
+	r.release = s.tracker.Hold(r.conn.caller)
+	defer func() { r.release() }()
+	if r.ring = r.conn.ring.Swap(nil); r.ring != nil {
+		defer r.followRing()()
+	}
 	for {
 		msg := new(prov4mlv1.LogStreamRequest)
-		if err := stream.Receive(msg); err != nil {
-			var bad *refusal
-			if !errors.As(err, &bad) {
-				return streamEnd(s, err)
-			}
-			// Counted where it was found.
-			read.refused(bad.sentence)
-			continue
+		err := stream.Receive(msg)
+		var bad *refusal
+		if err != nil && !errors.As(err, &bad) {
+			return streamEnd(s, err)
 		}
 		s.extendDrain(ctx)
-		wait, err := s.takeStreamed(c, msg)
+		r.mu.Lock()
+		r.readRing()
+		if bad != nil {
+			r.refused(bad.sentence) // counted where it was found
+		} else {
+			r.take(s.takeStreamed(r.conn, msg))
+		}
+		r.mu.Unlock()
+	}
+}
+
+// take notes a call that has been measured, or refused. The caller holds mu.
+func (r *streamed) take(wait waitFunc, err error) {
+	s := r.server
+	if err != nil {
+		r.refused(s.answer(err).Message())
+		return
+	}
+	s.counters.add(countStreamed, 1)
+	if !r.known {
+		// The tracker knows the caller from its first call on.
+		r.known = true
+		r.release()
+		r.release = s.tracker.Hold(r.conn.caller)
+	}
+	if r.pending = append(r.pending, wait); len(r.pending) == maxPending {
+		r.settle(maxPending / 2)
+	}
+}
+
+// followRing reads the ring when something is in it, until the function that it returns is called: that reads what is left.
+func (r *streamed) followRing() (end func()) {
+	wake, done := make(chan struct{}, 1), make(chan struct{})
+	var reading sync.WaitGroup
+	reading.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			case <-wake:
+				r.drainRing()
+			}
+		}
+	})
+	r.server.rings.add(r.ring, wake)
+	r.conn.seq.addRing(r)
+	return func() {
+		r.server.rings.remove(r.ring)
+		close(done)
+		reading.Wait()
+		r.conn.seq.removeRing(r)
+		r.drainRing()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.ring.close()
+		r.ring = nil
+	}
+}
+
+// drainRing measures the calls that are in the ring now. A panic costs the call that caused it.
+func (r *streamed) drainRing() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	defer func() {
+		if p := recover(); p != nil {
+			r.refused(r.server.answer(r.server.panicked(p)).Message())
+		}
+	}()
+	r.readRing()
+}
+
+// readRing does, for who holds mu.
+func (r *streamed) readRing() {
+	if r.ring == nil {
+		return
+	}
+	for range ringSlots {
+		batch, any, err := r.ring.next()
+		if !any {
+			return
+		}
+		r.server.counters.add(countRing, 1)
 		if err != nil {
-			read.refused(s.answer(err).Message())
+			r.refused(r.server.answer(err).Message())
 			continue
 		}
-		s.counters.add(countStreamed, 1)
-		if !held {
-			// The tracker knows the caller from its first call on.
-			held = true
-			release()
-			release = s.tracker.Hold(c.caller)
-		}
-		if read.pending = append(read.pending, wait); len(read.pending) == maxPending {
-			read.settle(maxPending / 2)
-		}
+		_, wait, err := r.server.takeBatch(r.conn, batch, true)
+		r.take(wait, err)
 	}
 }
 

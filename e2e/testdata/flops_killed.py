@@ -20,6 +20,7 @@ def log(label: str, count: int) -> None:
     for step in range(count):
         # Two in a row of each shape, so that calls are repeated and are not.
         prov4ml.log_flops_per_batch(label, model, batches[step // 2 % 2], TRAINING, step)
+        time.sleep(0.002)
 
 
 log("mine", 300)

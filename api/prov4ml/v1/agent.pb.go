@@ -967,7 +967,9 @@ type DescribeRunResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	RunId string                 `protobuf:"bytes,1,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
 	// Agent's version.
-	AgentVersion  string `protobuf:"bytes,2,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
+	AgentVersion string `protobuf:"bytes,2,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
+	// Version of the ring in shared memory that the agent reads beside a LogStream (server/ring.go); 0 = none.
+	RingVersion   uint32 `protobuf:"varint,3,opt,name=ring_version,json=ringVersion,proto3" json:"ring_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1014,6 +1016,13 @@ func (x *DescribeRunResponse) GetAgentVersion() string {
 		return x.AgentVersion
 	}
 	return ""
+}
+
+func (x *DescribeRunResponse) GetRingVersion() uint32 {
+	if x != nil {
+		return x.RingVersion
+	}
+	return 0
 }
 
 type GetStatusRequest struct {
@@ -1305,10 +1314,11 @@ const file_prov4ml_v1_agent_proto_rawDesc = "" +
 	"\ttimestamp\x18\x05 \x01(\x03R\ttimestampB\n" +
 	"\n" +
 	"\b_contextB\a\n" +
-	"\x05_step\"Q\n" +
+	"\x05_step\"t\n" +
 	"\x13DescribeRunResponse\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12#\n" +
-	"\ragent_version\x18\x02 \x01(\tR\fagentVersion\"\x12\n" +
+	"\ragent_version\x18\x02 \x01(\tR\fagentVersion\x12!\n" +
+	"\fring_version\x18\x03 \x01(\rR\vringVersion\"\x12\n" +
 	"\x10GetStatusRequest\"\x90\x03\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12/\n" +

@@ -94,11 +94,21 @@ def log_flops_per_batch(
     """
     try:
         counting = _flops_calls or _counting()
-        if type(context) is Context and type(step) is int and timestamp is None and -_2_63 <= step < _2_63:
-            fields = f'{context._fields}"step":{step},{counting.label(label)}'
+        if (
+            synchronous is False
+            and type(context) is Context
+            and type(step) is int
+            and timestamp is None
+            and 0 <= step < _2_63
+        ):
+            if type(label) is str:
+                repeat = counting.repeats.get(label)
+                if repeat is not None and repeat.log(model, batch, context, step):
+                    return
+            counting.log_batch(label, model, batch, "", False, context, step)
         else:
-            fields = _fields(context, step, timestamp) + counting.label(label)
-        counting.log_batch(fields, model, batch, synchronous is True or _truth(synchronous))
+            waits = synchronous is True or _truth(synchronous)
+            counting.log_batch(label, model, batch, _fields(context, step, timestamp), waits)
     except Exception as error:
         _swallow("log_flops_per_batch", error)
 

@@ -7,6 +7,9 @@ Strategy. The training must never wait long, never see an exception, and lose as
   answer arrives. So a stopped agent costs one second once.
 * An asynchronous call is one message on the telling connection (LogStream), written to the kernel in the call. What the
   kernel has is read by the agent also when this process is killed.
+* An asynchronous call of log_flops_per_batch goes through memory shared with the agent where that reads such (_ring).
+  That wakes nobody up; the agent looks by itself, a sixteenth of a step late at most. Once a second such a call goes as
+  others do, which shows whether the agent is still there.
 * Without an agent calls are kept, the oldest dropped beyond a limit, and told when it is back; the next message says
   how many were dropped. A new attempt to connect is a comparison of times in a call; there is no thread for it.
 * A call gets its number (seq) when it is first sent, so that dropped calls leave no gap that the agent would wait for.
@@ -36,6 +39,8 @@ TYPE_CHECKING = False  # the typing module takes longer to import than the whole
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ._ring import Ring
+
 # How long a call waits for its answer.
 _WAIT_NANOS = 1_000_000_000
 _WAIT_MILLISECONDS = 1_000
@@ -56,6 +61,10 @@ _LOST_LOCK_NANOS = 5_000_000_000
 _ATTRIBUTES = 128
 _ATTRIBUTE_BYTES = 1024
 _METRICS = 1_024
+# How long the agent's end may go unnoticed by calls through the ring.
+_LOOK_NANOS = 1_000_000_000
+# In the answer of an agent that reads our kind of ring.
+_RINGS = b'"ringVersion":1,'
 # A message has some fields beside the call's own.
 _FIELDS_BYTES = _wire.MESSAGE_BYTES - 512
 
@@ -90,6 +99,16 @@ class Description:
         self.end = end
 
 
+def _make_ring() -> Ring | None:
+    """None where there is no such memory: no Linux, too many descriptors, a sandbox."""
+    try:
+        from ._ring import Ring
+
+        return Ring()
+    except (ImportError, OSError, ValueError):
+        return None
+
+
 class Client:
     """One process's connection with the agent. Safe for threads, signal handlers and fork."""
 
@@ -98,6 +117,8 @@ class Client:
         # Called at the end of a forked worker of multiprocessing, which runs no atexit functions.
         self.at_worker_exit: Callable[[], None] | None = None
         self._is_fork = False
+        # The process that all this belongs to.
+        self.pid = 0
         # Changes whenever another agent may be at the other end, or none.
         self.connection = 0
         # What the script has said of its run; a forked child belongs to the same one.
@@ -107,7 +128,7 @@ class Client:
 
     def _begin(self) -> None:
         """The state of a process that has said nothing yet."""
-        self._pid = getpid()
+        self.pid = getpid()
         self._lock = _thread.allocate_lock()
         self._owner = 0
         # Since when nobody could have the lock; 0 = it is in order.
@@ -117,6 +138,11 @@ class Client:
 
         self._asking: Asking | None = None
         self._telling: Telling | None = None
+        # Whether the agent reads rings, and ours, once there is a stream to such a one.
+        self._agent_has_rings = False
+        self._ring: Ring | None = None
+        # Until when calls may go through the ring: the next one then shows whether the agent is still there.
+        self.ring_until = 0
         # Connected, every answer had, nothing kept and nothing to be said first: the shortest way is open.
         self._steady = False
         self._attempt_at = 0
@@ -125,7 +151,8 @@ class Client:
         self._stalled = False
         self._stalls = 0
         self._rest_until = 0
-        self._unimplemented: set[str] = set()
+        # Names of the functions that the agent has said it lacks. A new connection asks again.
+        self.unimplemented: set[str] = set()
         # The code of the last refusal within this call.
         self._refusal = ""
 
@@ -166,7 +193,7 @@ class Client:
         now = monotonic_ns()
         made = made or now
         lock: _thread.LockType | None = self._lock
-        if getpid() != self._pid or not self._lock.acquire(False):
+        if getpid() != self.pid or not self._lock.acquire(False):
             lock = self._enter()
             if lock is None:
                 self._put_aside(Call(function, fields, made))
@@ -188,6 +215,7 @@ class Client:
                 if not self._has_arrived(call, 0, now + _WAIT_NANOS):
                     self._ask(call, now + _WAIT_NANOS)
                 return self._refusal
+            self.ring_until = now + _LOOK_NANOS
             telling = self._telling
             if telling is None or not telling.tell(
                 _wire.streamed(function, f'{fields}"seq":{seq},"monotonicNanos":{made}')
@@ -206,6 +234,22 @@ class Client:
                 lock.release()
             if self.notices.waiting:
                 self.notices.tell()
+
+    def open_ring(self, text: str) -> tuple[Ring, int] | None:
+        """The ring, and where it has the text that calls begin with; 0 when there is no room for it.
+
+        None: there is no ring, or the agent has not taken it yet.
+        """
+        lock = self._enter()
+        if lock is None:
+            return None
+        try:
+            ring = self._ring
+            if ring is None or self._telling is None or not ring.is_taken():
+                return None
+            return ring, ring.text(text)
+        finally:
+            self._leave(lock)
 
     def describe(self, description: Description) -> None:
         """Says something about the run, or keeps it until there is an agent. Waits at most a second."""
@@ -233,10 +277,6 @@ class Client:
         finally:
             self._leave(lock)
 
-    def lacks(self, function: _wire.Function) -> bool:
-        """Whether the agent has said that it has no such function. A new connection asks again."""
-        return function.name in self._unimplemented
-
     def drop(self) -> None:
         """Counts a call that will not be sent."""
         lock = self._enter()
@@ -254,10 +294,15 @@ class Client:
         try:
             self._pick_up()
             self._listen(now)
-            if self._asking is None and (self._kept or self._is_description_due()):
+            unread = self._ring is not None and not self._ring.is_read()
+            if unread and self._asking is not None and self._asking.has_hung_up():
+                self._lose()
+            if self._asking is None and (self._kept or unread or self._is_description_due()):
                 self._connect(now, complain=False)
             if self._asking is None:
                 return
+            if unread and self._telling is None:
+                self._open_stream(min(now + _WAIT_NANOS, deadline))
             if not self._stalled and self._is_description_due():
                 self._post_description()
                 self._settle(min(now + _WAIT_NANOS, deadline))
@@ -280,6 +325,8 @@ class Client:
         for connection in (self._asking, self._telling):
             if connection is not None:
                 connection.close()
+        if self._ring is not None:
+            self._ring.close()
         self._is_fork = True
         self._begin()
 
@@ -287,7 +334,7 @@ class Client:
 
     def _enter(self) -> _thread.LockType | None:
         """The lock, taken; None when this thread must not or cannot have it."""
-        if getpid() != self._pid:  # a fork that ran no hooks
+        if getpid() != self.pid:  # a fork that ran no hooks
             self.forked()
         lock = self._lock
         if not lock.acquire(False):
@@ -497,7 +544,7 @@ class Client:
             return
         self._asking = asking
         self.connection += 1
-        self._unimplemented.clear()
+        self.unimplemented.clear()
         self._is_identity_due = True
         self._due_attributes = dict(self._attributes)
         self._post_description()
@@ -510,7 +557,13 @@ class Client:
             return None
         path = socket_path()
         try:
-            self._telling = Telling(connect(path))
+            if self._agent_has_rings and self._ring is None:
+                self._ring = _make_ring()
+            if self._agent_has_rings and self._ring is not None:
+                self._ring.hand_over()
+                self._telling = Telling(connect(path), self._ring.fd)
+            else:
+                self._telling = Telling(connect(path))
         except (OSError, ValueError) as error:
             self._complain(path, error if isinstance(error, OSError) else OSError(str(error)))
             return None
@@ -539,6 +592,7 @@ class Client:
             self.connection += 1
         self._asking = None
         self._telling = None
+        self._agent_has_rings = False
         self._steady = False
         self._stalled = False
         self._due_metrics = self._sent_metrics + self._due_metrics
@@ -599,6 +653,9 @@ class Client:
     def _hear(self, function: _wire.Function, answer: _wire.Answer) -> None:
         if function is _wire.DESCRIBE_RUN:
             self._sent_metrics = []
+            self._agent_has_rings = self._agent_has_rings or _RINGS in answer.body.translate(None, b" ").replace(
+                b"}", b","
+            )
         if answer.status == 200:
             self._pause = 0
             self._attempt_at = 0
@@ -608,7 +665,7 @@ class Client:
         if function is not _wire.DESCRIBE_RUN:
             self._refusal = code
         if code == "unimplemented":
-            self._unimplemented.add(function.name)
+            self.unimplemented.add(function.name)
             self.notices.add(
                 f"unimplemented {function.name}",
                 f"the agent at {socket_path()} has no {function.name} ({sentence or code}); these calls are left out",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import sys
 from time import monotonic_ns
 
 from . import _wire
@@ -198,8 +199,10 @@ class Asking(_Connection):
 class Telling(_Connection):
     """One long request (LogStream) whose messages are calls nobody waits for."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, ring: int = -1) -> None:
         super().__init__(sock)
+        # The descriptor of a ring that goes with the first bytes; -1 = none.
+        self._ring = ring
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         except OSError:
@@ -227,11 +230,23 @@ class Telling(_Connection):
     def flush(self, deadline: int) -> bool:
         """Writes what is left of a message. True when nothing is left at the deadline."""
         while self._unsent:
-            sent = self._send(self._unsent)
+            sent = self._send_ring() if self._ring >= 0 else self._send(self._unsent)
             self._unsent = self._unsent[sent:]
             if not sent and (self.ended or not self._writable.poll(milliseconds(deadline))):
                 return False
         return True
+
+    def _send_ring(self) -> int:
+        try:
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, self._ring.to_bytes(4, sys.byteorder))]
+            sent = self._sock.sendmsg([self._unsent], rights, _NO_SIGNAL)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self.ended = self.unread = True
+            return 0
+        self._ring = -1
+        return sent
 
     def room(self, deadline: int) -> bool:
         """Waits until the kernel takes more."""

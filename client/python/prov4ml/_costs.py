@@ -8,11 +8,11 @@ operators that it names.
 from __future__ import annotations
 
 import importlib
-from os import getpid
 from time import monotonic_ns
 
 from . import _wire
 from ._client import Client
+from ._repeat import Repeat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable
     from typing import Any
+
+    from ._context import Context
 
 # Calls whose cost is not known yet. A training that makes more of them makes them faster than they can be counted.
 _WAITING = 1_024
@@ -37,7 +39,7 @@ class Costs:
         self._begin()
 
     def _begin(self) -> None:
-        self._pid = getpid()
+        self._pid = self._client.pid
         self._flops: Any = None
         self._queue: queue.Queue[Callable[[], None] | None] | None = None
         self._thread: threading.Thread | None = None
@@ -47,6 +49,12 @@ class Costs:
         # The part of a message for costs whose signature is told: what most calls send.
         self._texts: dict[Any, str] = {}
         self._labels: dict[str, str] = {}
+        # Where the ring has the beginning of a message, by cost, label and context; 0 = there was no room for it.
+        self._places: dict[tuple[object, object, str], int] = {}
+        self._ring: Any = None
+        # By label: the last call through the ring, and what logs it again.
+        self._previous: dict[object, tuple[object, object, str]] = {}
+        self.repeats: dict[object, Repeat] = {}
 
     def label(self, label: object) -> str:
         """The label's part of a message. Raises whatever the object's own __str__ raises."""
@@ -59,31 +67,83 @@ class Costs:
             text = self._labels[label] = f'"label":{_wire.quote(label)},'
         return text
 
-    def log_batch(self, fields: str, model: object, batch: object, synchronous: bool) -> None:
+    def log_batch(
+        self,
+        label: object,
+        model: object,
+        batch: object,
+        fields: str,
+        synchronous: bool,
+        context: Context | None = None,
+        step: int = 0,
+    ) -> None:
+        """fields is the message's part before the label, or empty: a call of this context and step (int64, 0 or more),
+        for which nobody waits."""
         client = self._client
-        if client.lacks(_wire.FLOPS_PER_BATCH):
+        if client.unimplemented and _wire.FLOPS_PER_BATCH.name in client.unimplemented:
             return
-        if self._pid != getpid():
+        if self._pid != client.pid:
             self._begin()
         made = monotonic_ns()
         try:
-            cost = (self._flops or self.flops()).batch_cost(model, batch)
             # The usual case, written out: between two steps of a training every cache is cold.
+            cost = (self._flops or self.flops()).batch_cost(model, batch)
+            if context is not None:
+                key = cost, label, context._fields
+                place = self._places.get(key)
+                if place and self._may_use_ring(made) and self._ring.put(place, step, made):
+                    self._remember(key, model, batch, context)
+                    return
+                fields = f'{context._fields}"step":{step},'
+            fields += self.label(label)
             text = self._texts.get(cost)
             if text is not None and self._connection == client.connection and not self._is_waiting():
                 refusal = client.log(_wire.FLOPS_PER_BATCH, fields + text, synchronous, made)
-                if not refusal and self._connection == client.connection:
-                    return
-                self._after_signature(_wire.FLOPS_PER_BATCH, fields, cost.result(), refusal, synchronous, made)
+                if refusal or self._connection != client.connection:
+                    self._after_signature(_wire.FLOPS_PER_BATCH, fields, cost.result(), refusal, synchronous, made)
+                elif context is not None and type(label) is str:
+                    self._open_ring(cost, label, context)
                 return
             self._log(_wire.FLOPS_PER_BATCH, fields, cost, synchronous, made)
         except Exception as error:
             self._send(_wire.FLOPS_PER_BATCH, fields, _missing(error), synchronous, made)
 
-    def log_epoch(self, fields: str, model: object, dataset: object, synchronous: bool) -> None:
-        if self._client.lacks(_wire.FLOPS_PER_EPOCH):
+    def _may_use_ring(self, made: int) -> bool:
+        """Whether the ring may take a call now: its signature is known there, and no call before it waits."""
+        client = self._client
+        return made < client.ring_until and self._connection == client.connection and not self._is_waiting()
+
+    def _remember(self, key: tuple[object, object, str], model: object, batch: object, context: Context) -> None:
+        """Notes a call that went through the ring. After two in a row that are the same a Repeat logs those to come."""
+        label = key[1]
+        if self._previous.get(label) == key:
+            form = self._flops.form(model, batch)
+            if form is not None:
+                self.repeats[label] = Repeat(form, self._client, context, self._ring, self._places[key])
             return
-        if self._pid != getpid():
+        if len(self._previous) >= _TEXTS:
+            self._previous.clear()
+            self.repeats.clear()
+        self._previous[label] = key
+        self.repeats.pop(label, None)
+
+    def _open_ring(self, cost: object, label: str, context: Context) -> None:
+        """The next such call may go through the ring, if the agent reads one and there is room for its text."""
+        key = cost, label, context._fields
+        if key in self._places:
+            return
+        opened = self._client.open_ring(
+            f"{_wire.FLOPS_PER_BATCH.message}{context._fields}{self.label(label)}{self._texts[cost]}"
+        )
+        if opened is not None:
+            if len(self._places) >= _TEXTS:
+                self._places.clear()
+            self._ring, self._places[key] = opened
+
+    def log_epoch(self, fields: str, model: object, dataset: object, synchronous: bool) -> None:
+        if _wire.FLOPS_PER_EPOCH.name in self._client.unimplemented:
+            return
+        if self._pid != self._client.pid:
             self._begin()
         made = monotonic_ns()
         try:
@@ -162,6 +222,9 @@ class Costs:
             self._connection = self._client.connection
             self._told.clear()
             self._texts.clear()
+            self._places.clear()
+            self._previous.clear()
+            self.repeats.clear()
 
     def _with_operators(self, part: dict[str, Any]) -> dict[str, Any]:
         """An epoch's part with the operators of every signature that this connection hasn't carried."""
@@ -204,7 +267,7 @@ class Costs:
     def finish(self, deadline: int) -> None:
         """Waits for the calls whose cost is not known yet, until the deadline (monotonic ns)."""
         thread, waiting = self._thread, self._queue
-        if thread is None or waiting is None or self._pid != getpid():
+        if thread is None or waiting is None or self._pid != self._client.pid:
             return
         try:
             waiting.put(None, timeout=_seconds(deadline))
@@ -215,7 +278,7 @@ class Costs:
 
     def close(self, deadline: int) -> None:
         """The process ends: what is being counted may take until the deadline, then its cost is said to be missing."""
-        if self._flops is not None and self._pid == getpid():
+        if self._flops is not None and self._pid == self._client.pid:
             self._flops.close(_seconds(deadline))
         self.finish(deadline + 1_000_000_000)
 

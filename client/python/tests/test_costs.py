@@ -149,11 +149,12 @@ def test_a_cost_that_comes_later_does_not_hold_up_the_training(package: Any, flo
     package.log_flops_per_batch("f", None, Cost({"signature": "s"}), Context.TRAINING, 2)
     package.log_system_metrics(Context.TRAINING, 3)
     assert [t.message["step"] for t in agent.wait_logs(1)] == [3]
+    before = time.monotonic_ns()
     later.known({"operators": OPERATORS})
     taken = agent.wait_logs(3)[1:]
     assert [(t.message["step"], list(message(t))) for t in taken] == [(1, ["operators"]), (2, ["signature"])]
     # The time is that of the call.
-    assert abs(taken[0].message["monotonicNanos"] - began) < 100_000_000
+    assert began <= taken[0].message["monotonicNanos"] < before
 
 
 def test_costs_that_never_come_are_bounded(package: Any, flops: Flops, agent: Agent) -> None:
@@ -284,7 +285,9 @@ def test_a_registered_counter(agent: Agent) -> None:
         """
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "False\nNone\nFalse\n", "")
-    batch, epoch, gone = (message(taken)["count"] for taken in agent.wait_logs(3))
+    # Two of them came on the stream, one on the other connection.
+    logs = sorted(agent.wait_logs(3), key=lambda taken: taken.message["seq"])
+    batch, epoch, gone = (message(taken)["count"] for taken in logs)
     assert batch == {"method": "user", "forward": "20", "backward": "40"}
     assert epoch == {"method": "user", "forward": "30", "backward": "60"}
     assert "register_counter(Derived, fn)" in gone["missingReason"]

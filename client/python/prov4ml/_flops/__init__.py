@@ -33,6 +33,9 @@ What the client core calls
     says so). A signature's operators are handed out once; a bare one that the agent does not know is sent again with
     them.
 
+``form(model, batch) -> Form | None``
+    What ``prov4ml._repeat`` compares to know that a call is like this one, whose cost is known.
+
 ``operators(signature) -> dict | None``
     The OperatorList of a signature that was handed out, to send again when the agent answers that it does not know it
     (it was restarted, or the first message was dropped). None: no longer kept. A signature is a digest of the list's
@@ -63,10 +66,10 @@ What a known signature costs, and what it notices
 =================================================
 
 A call computes a key from the batch's shapes and dtypes, the model's train flag, the autocast setting and the
-``requires_grad`` bits of at most 16 parameter tensors, spread evenly over the model, others in each call. So:
+``requires_grad`` bits of at most 8 parameter tensors, spread evenly over the model, others in each call. So:
 
-* a freeze or an unfreeze of one parameter tensor is noticed within ``ceil(parameter tensors / 16)`` calls (4 for a
-  ResNet-18, 19 for a Llama-7B), of that many neighbouring ones or more in the same call;
+* a freeze or an unfreeze of one parameter tensor is noticed within ``ceil(parameter tensors / 8)`` calls (8 for a
+  ResNet-18, 37 for a Llama-7B), of that many neighbouring ones or more in the same call;
 * a replaced parameter whose predecessor was released: in the same bound;
 * any other change of structure (a module added, a module's own train flag, a plain setting such as ``num_layers``):
   within 128 calls, and whenever the model's train flag has changed.
@@ -76,6 +79,10 @@ from __future__ import annotations
 
 from .cost import Cost
 from .counters import register_counter
-from .tracer import batch_cost, close, epoch_cost, operators
+from .tracer import batch_cost, close, epoch_cost, form, operators
 
-__all__ = ["Cost", "batch_cost", "close", "epoch_cost", "operators", "register_counter"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .torch_model import Form as Form
+
+__all__ = ["Cost", "batch_cost", "close", "epoch_cost", "form", "operators", "register_counter"]

@@ -6,11 +6,11 @@ import contextlib
 import random
 import sys
 import weakref
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import torch
 
-from . import closed_form
+from . import closed_form, counters
 from .calls import Call, fields
 from .capture import Captured, UnshadowableError, capture_batch, capture_model, unwrap
 from .observe import Observer
@@ -22,9 +22,46 @@ from .tracing import NeedsTrainingThreadError, NotTracedError, Setting, batch_si
 from .watch import Watch
 
 _Tensor = torch.Tensor
+_MAX_TENSORS = 8
 _MAX_VALUES = 4096  # elements of an integer vector, or of a list of numbers, that may be part of a key
 _STRIKES = 3  # equal costs under different numbers before numbers are left out of the key
 _MAX_LEARNED = 4096
+
+
+class Form:
+    """One batch of one model as prov4ml._repeat compares it."""
+
+    __slots__ = (
+        "any_autocast", "cls", "counters", "digest", "entry", "keys", "model", "tensors", "training", "watch",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        model: weakref.ref[torch.nn.Module],
+        training: bool,
+        cls: type,
+        keys: List[Any],
+        tensors: Tuple[Tuple[Any, Any, bool], ...],
+        watch: Watch,
+        digest: int,
+        any_autocast: Callable[[], bool],
+        counters: Mapping[type, Any],
+        entry: Any,
+    ) -> None:
+        self.model = model
+        self.training = training
+        # The batch's type, and the keys of a dict.
+        self.cls = cls
+        self.keys = keys
+        # Shape, dtype and requires_grad of each.
+        self.tensors = tensors
+        self.watch = watch
+        self.digest = digest
+        self.any_autocast = any_autocast
+        # Not empty: the user has registered a counter since.
+        self.counters = counters
+        # The tracer's, which counts the batches.
+        self.entry = entry
 
 
 class TorchModel:
@@ -33,6 +70,7 @@ class TorchModel:
     def __init__(self, model: torch.nn.Module) -> None:
         inner = unwrap(model)
         self._inner = weakref.ref(inner)
+        self._is_bare = inner is model
         self.watch = Watch(inner)
         # The rung and the way of calling that worked last.
         self.first: Tuple[str, int] = (META, 0)
@@ -59,14 +97,50 @@ class TorchModel:
         """Everything that the cost depends on, as a hashable value."""
         if self.due:
             self._run_due()
-        inner = self._inner()
+        watch = self.watch
+        training = model.training
+        digest = watch.seen(training if self._is_bare else self._unwrapped(model).training)
+        if digest is None:
+            digest = watch.walk(self._unwrapped(model))
+        autocast = autocast_dtype(watch.device) if any_autocast() else ""
+        return digest, training, autocast, shape_key(batch, self.values, self._numbers)
+
+    def form(self, model: Any, batch: Any, entries: Mapping[Any, Any]) -> Optional[Form]:
+        """What to compare to know that a call is like this one, None where that takes more than tensors' shapes."""
+        autocast = any_autocast()
+        if not self._is_bare or self.values or autocast:
+            return None
+        keys: List[Any] = []
+        items = [batch]
+        if type(batch) is dict:
+            keys, items = list(batch), list(batch.values())
+        elif type(batch) is tuple or type(batch) is list:
+            items = list(batch)
+        if not 0 < len(items) <= _MAX_TENSORS or not all(isinstance(item, _Tensor) for item in items):
+            return None
+        entry = entries.get(self.key(model, batch))
+        if entry is None:
+            return None
+        tensors = tuple((item.shape, item.dtype, item.requires_grad) for item in items)
+        return Form(
+            self._inner,
+            model.training,
+            type(batch),
+            keys,
+            tensors,
+            self.watch,
+            self.watch.digest,
+            any_autocast,
+            counters.by_type,
+            entry,
+        )
+
+    def _unwrapped(self, model: Any) -> torch.nn.Module:
+        inner: Optional[torch.nn.Module] = self._inner()
         if inner is None:
             inner = unwrap(model)
             self._inner = weakref.ref(inner)
-        watch = self.watch
-        digest = watch.check(inner)
-        autocast = autocast_dtype(watch.device) if any_autocast() else ""
-        return digest, model.training, autocast, shape_key(batch, self.values, self._numbers)
+        return inner
 
     def job(self, model: Any, batch: Any, key: Any) -> Job:
         """What counts a new key. Captures the model and the batch as they are now."""

@@ -89,6 +89,7 @@ class Tracer:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+        # By id: a state is forgotten when its model is freed, before another can have the id.
         self._states: Dict[int, State] = {}
         self._lists: OrderedDict[str, bytes] = OrderedDict()
         self._handed: Set[str] = set()
@@ -110,7 +111,7 @@ class Tracer:
     def batch(self, model: Any, batch: Any) -> Cost:
         """The cost of one batch."""
         state = self._states.get(id(model))
-        if state is None or state.model() is not model:
+        if state is None:
             state = self._new_state(model)
         if state.torch is None or (counters.by_type and counters.registered(model) is not None):
             return self.other(state, model, batch)
@@ -124,10 +125,16 @@ class Tracer:
                 return known
         return self._slow(state, model, batch, key, True)
 
+    def form(self, model: Any, batch: Any) -> Any:
+        """What to compare to know that a call is like one that was known; None where only `batch` can tell."""
+        state = self._states.get(id(model))
+        if state is None or state.torch is None or counters.by_type:
+            return None
+        return state.torch.form(model, batch, state.entries)
+
     def state(self, model: Any) -> State:
         """What is known about a model."""
-        state = self._states.get(id(model))
-        return state if state is not None and state.model() is model else self._new_state(model)
+        return self._states.get(id(model)) or self._new_state(model)
 
     def shape(self, state: State, model: Any, shape: Any) -> Cost:
         """The cost of one batch of an epoch: an entry that is known, or a captured batch. It counts no batch."""
@@ -492,6 +499,14 @@ def batch_cost(model: Any, batch: Any) -> Cost:
         return _tracer.batch(model, batch)
     except Exception as err:  # noqa: BLE001 - nothing may reach the training
         return Cost({"count": counters.missing("", f"prov4ml failed: {type(err).__name__}: {err}")})
+
+
+def form(model: Any, batch: Any) -> Any:
+    """A torch_model.Form for calls like one whose cost is known; None where there is none. Never raises."""
+    try:
+        return _tracer.form(model, batch)
+    except Exception:  # noqa: BLE001 - nothing may reach the training
+        return None
 
 
 def epoch_cost(model: Any, dataset: Any) -> Cost:

@@ -1,7 +1,7 @@
 """Notices when a model is no longer the one that was traced, for microseconds a call.
 
 A full walk over the modules gives a digest of everything that a trace depends on: classes, train flags, shapes and
-``requires_grad`` bits of the parameters, plain settings. Between walks each call reads the bits of at most 16 parameter
+``requires_grad`` bits of the parameters, plain settings. Between walks each call reads the bits of at most 8 parameter
 tensors, spread evenly over the model, the next ones each time. A walk follows when a bit differs or a tensor is gone,
 when the model's train flag has changed, and every 128 calls.
 """
@@ -9,11 +9,11 @@ when the model's train flag has changed, and every 128 calls.
 from __future__ import annotations
 
 import weakref
-from typing import Any, Dict, FrozenSet, List, Tuple
+from typing import Any, Dict, FrozenSet, List, Optional, Tuple
 
 import torch
 
-SLICE = 16
+SLICE = 8
 CALLS = 128
 
 
@@ -26,32 +26,33 @@ class Watch:
         self.volatile: FrozenSet[Tuple[int, str]] = frozenset()
         self.changed: FrozenSet[Tuple[int, str]] = frozenset()
         self.device = "cpu"
+        # A walk follows at this many calls.
+        self.limit = CALLS
         self._settings: Dict[Tuple[int, str], Any] = {}
-        self._slices: List[Tuple[List[Any], List[bool]]] = [([], [])]
-        self._next = 0
-        self._calls = 0
+        self.slices: List[List[Tuple[Any, bool]]] = [[]]
+        self.turn = 0
+        self.calls = 0
         self._training = model.training
         self.walk(model)
 
-    def check(self, model: torch.nn.Module) -> int:
-        """The digest as of this call, within the bounds above."""
-        self._calls += 1
-        if self._calls >= CALLS or model.training is not self._training:
-            return self.walk(model)
-        slices = self._slices
-        references, bits = slices[self._next % len(slices)]
+    def seen(self, training: bool) -> Optional[int]:
+        """The digest as of this call, within the bounds above; None = it takes a walk. training: the model's flag."""
+        self.calls += 1
+        if self.calls >= self.limit or training is not self._training:
+            return None
+        slices = self.slices
         try:
-            if [reference().requires_grad for reference in references] != bits:
-                return self.walk(model)
-        except AttributeError:  # a parameter that is gone
-            return self.walk(model)
-        if len(slices) > 1:
-            self._next += 1
+            for reference, bit in slices[self.turn]:
+                if reference().requires_grad is not bit:
+                    return None
+        except (AttributeError, IndexError):  # a parameter that is gone, or another thread walks
+            return None
+        self.turn = (self.turn + 1) % len(slices)
         return self.digest
 
     def walk(self, model: torch.nn.Module) -> int:
         """The digest by a full walk."""
-        self._calls = 0
+        self.calls = 0
         self._training = model.training
         parts: List[Any] = []
         parameters: List[torch.nn.Parameter] = []
@@ -75,14 +76,11 @@ class Watch:
         self.digest = hash(tuple(parts))
         self.device = parameters[0].device.type if parameters else "cpu"
         count = max(-(-len(parameters) // SLICE), 1)
-        self._slices = [
-            (
-                [weakref.ref(parameter) for parameter in parameters[start::count]],
-                [parameter.requires_grad for parameter in parameters[start::count]],
-            )
+        self.slices = [
+            [(weakref.ref(parameter), parameter.requires_grad) for parameter in parameters[start::count]]
             for start in range(count)
         ]
-        self._next = 0
+        self.turn = 0
         return self.digest
 
     def forgive(self, keys: FrozenSet[Tuple[int, str]]) -> None:
