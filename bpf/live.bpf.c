@@ -20,8 +20,8 @@ struct live {
 	__u64 swap_pages;
 	__u32 processes;
 	__u32 each;    // entries of each_live
-	__u32 unknown; // members whose process could not be read
 	__u32 torn;    // processes whose usage may be too high
+	__u32 pad;
 };
 
 struct live_process {
@@ -198,7 +198,8 @@ static long add_member_process(void *map, struct member *key, __u32 *value, stru
 {
 	struct task_struct *task = bpf_task_from_pid(key->tgid);
 	if (!task) {
-		w->sum.unknown++;
+		// Released, and about to be freed. Now and then it stays, which would fill the map.
+		bpf_map_delete_elem(map, key);
 		return 0;
 	}
 	struct proc *p = proc_of_leader(task);
@@ -206,8 +207,8 @@ static long add_member_process(void *map, struct member *key, __u32 *value, stru
 		bpf_rcu_read_lock();
 		add_process(task, p, key, &w->sum, w->each);
 		bpf_rcu_read_unlock();
-	} else {
-		w->sum.unknown++;
+	} else if (task->start_boottime != key->start_nanos) {
+		bpf_map_delete_elem(map, key); // the pid is another's by now
 	}
 	bpf_task_release(task);
 	return 0;

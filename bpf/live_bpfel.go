@@ -28,8 +28,8 @@ type LiveLive struct {
 	SwapPages uint64
 	Processes uint32
 	Each      uint32
-	Unknown   uint32
 	Torn      uint32
+	Pad       uint32
 }
 
 type LiveLiveProcess struct {
