@@ -44,9 +44,9 @@ const (
 	// Descriptors that come and go by themselves: connections to the database, and two files of its cgroup for each process that has
 	// logged, which the garbage collector closes some time after its end: not later than within a tenth of the storm.
 	leakLooseDescriptors = 48
-	// The kernel sends a program no event of one process in some hundred that end in a storm, without counting it; the process then
-	// stays in its tree's map of processes.
-	leakUntoldEnds = 100
+	// Of a process that has ended the map of its tree has an entry until the kernel frees it; of one in some hundred in a storm until
+	// the tree is next read.
+	leakUntoldEnds = 400
 )
 
 // TestNothingLeaks forks PROV4ML_TEST_EVENTS times in a tracked tree and logs as often, and looks ten times at what the agent holds:
@@ -351,7 +351,7 @@ func (w *watched) isLivingOnly(h holding) bool {
 			return false
 		}
 	}
-	return h.processes >= w.living && h.processes <= w.living+w.forks/leakUntoldEnds
+	return h.processes >= w.living && h.processes <= w.living+leakUntoldEnds
 }
 
 // swept waits until the maps that other processes have a part in are back where they were. After sync(2) nothing of the storm is
