@@ -94,7 +94,7 @@ type costKey struct {
 // spent is what the calls of one key cost so far.
 type spent struct {
 	flops float64
-	// last is the wall clock in ns of the latest call.
+	// last is when the script made the latest call, wall clock in ns.
 	last int64
 	// detailed is the signature whose details the latest record with details had.
 	detailed string
@@ -123,8 +123,9 @@ func (s *subject) loseBatches(calls uint64) {
 	}
 }
 
-// addCost puts what a FLOPs call costs on its record, with what the calls before it say about it. The caller holds s.mu.
-func (s *subject) addCost(rec *record.LogCall, cost *Cost) {
+// addCost puts what a FLOPs call costs on its record, with what the calls before it say about it. lag is how long ago the script made
+// the call. The caller holds s.mu.
+func (s *subject) addCost(rec *record.LogCall, cost *Cost, lag time.Duration) {
 	key := costKey{rec.GetFunction(), rec.GetLabel(), rec.GetContext(), rec.Context != nil}
 	f := flopsReadings{newReadings(), rec}
 	var counted *Work
@@ -137,7 +138,7 @@ func (s *subject) addCost(rec *record.LogCall, cost *Cost) {
 		counted = f.counted(cost)
 	}
 	if counted != nil {
-		f.overTime(s, key, counted)
+		f.overTime(s, key, counted, lag)
 	}
 	f.details(s, key, cost)
 	rec.Readings = append(rec.Readings, f.list...)
@@ -233,7 +234,7 @@ func float(n *big.Int) float64 {
 }
 
 // overTime adds what needs the calls before this one: sum, rate, utilization.
-func (f flopsReadings) overTime(s *subject, key costKey, w *Work) {
+func (f flopsReadings) overTime(s *subject, key costKey, w *Work, lag time.Duration) {
 	set := s.costs[key]
 	if set == nil {
 		if len(s.costs) >= maxCosts {
@@ -246,7 +247,8 @@ func (f flopsReadings) overTime(s *subject, key costKey, w *Work) {
 		set = &spent{}
 		s.costs[key] = set
 	}
-	end := f.rec.GetEndUnixNanos()
+	// Not the window's end: a call that nobody waits for is read a little later, now more, now less.
+	end := f.rec.GetEndUnixNanos() - lag.Nanoseconds()
 	elapsed, first := time.Duration(end-set.last).Seconds(), set.last == 0
 	flops := float(w.FLOPs())
 	set.flops += flops

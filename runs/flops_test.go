@@ -42,6 +42,27 @@ func says(rec *record.LogCall, sentence string) bool {
 	return strings.Contains(strings.Join(rec.GetUnavailable(), "\n"), sentence)
 }
 
+// A rate is over the time between two calls of the script, however late either was read.
+func TestRateIsOverTheScriptsTime(t *testing.T) {
+	b := newBench(t)
+	c, _ := sleeper(t)
+	context := "training"
+	var last *record.LogCall
+	for _, lag := range []time.Duration{0, 900 * time.Millisecond, 5 * time.Millisecond} {
+		b.clock.add(2*time.Second + lag)
+		last = b.call(t, c, Call{
+			Function: record.Function_LOG_FLOPS_PER_BATCH, Context: &context, Label: "f", Cost: batchCost(2, "a"), Lag: lag,
+		})
+		b.clock.add(-lag)
+		if want := lag >= 10*time.Millisecond; (last.GetLagSeconds() > 0) != want {
+			t.Errorf("a lag of %v: %v s on the record", lag, last.GetLagSeconds())
+		}
+	}
+	if got := real(last, record.FlopsRate); got != 30 {
+		t.Errorf("%v FLOP/s, want 30", got)
+	}
+}
+
 func TestBatchReadings(t *testing.T) {
 	b := newBench(t)
 	c, _ := sleeper(t)

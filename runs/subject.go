@@ -147,6 +147,16 @@ func (t *Tracker) measure(s *subject, readPeak bool) {
 	s.edge = max(s.edge, t.config.Now().UnixNano())
 }
 
+// minLag is the lag from which on it is worth saying: below it is the ordinary way through the socket.
+const minLag = 10 * time.Millisecond
+
+func lagSeconds(lag time.Duration) float64 {
+	if lag < minLag {
+		return 0
+	}
+	return lag.Seconds()
+}
+
 // measured says whether values of a group have a meaning.
 func measured(snapshot *process.Snapshot, g group) bool {
 	switch groupOf(snapshot, g).State {
@@ -170,7 +180,7 @@ func (t *Tracker) log(s *subject, call *Call) (*record.LogCall, func(context.Con
 	rec := &record.LogCall{
 		Schema: 1, Process: s.identity, Function: call.Function, Label: call.Label, Step: call.Step,
 		StartUnixNanos: w.start, EndUnixNanos: s.edge, WindowFirst: w.first, WindowGap: w.gap,
-		Timestamp: call.Timestamp, LagSeconds: call.Lag.Seconds(), Traceparent: call.Traceparent,
+		Timestamp: call.Timestamp, LagSeconds: lagSeconds(call.Lag), Traceparent: call.Traceparent,
 		Events:   append(s.events, call.Events...),
 		OpensRun: !s.opened, Enclosing: keys(s.enclosing),
 	}
@@ -193,7 +203,7 @@ func (t *Tracker) log(s *subject, call *Call) (*record.LogCall, func(context.Con
 	rec.Unavailable = append(rec.Unavailable, call.Unavailable...)
 	s.loseBatches(call.DroppedCalls)
 	if call.Cost != nil {
-		s.addCost(rec, call.Cost)
+		s.addCost(rec, call.Cost, call.Lag)
 	}
 	s.countDrops(rec, call.DroppedCalls)
 	t.counters.clientDrops.Add(call.DroppedCalls)

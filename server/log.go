@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -15,9 +16,6 @@ import (
 	"github.com/prov4ml/agent/record"
 	"github.com/prov4ml/agent/runs"
 )
-
-// minLag is the lag from which on it is worth saying: below it is the ordinary way through the socket.
-const minLag = 10 * time.Millisecond
 
 // callHead is what the three log calls have in common.
 type callHead struct {
@@ -263,10 +261,10 @@ func lag(monotonicNanos uint64) time.Duration {
 		return 0
 	}
 	nanos := uint64(now.Nano())
-	if nanos <= monotonicNanos || nanos-monotonicNanos <= uint64(minLag) {
+	if nanos <= monotonicNanos {
 		return 0
 	}
-	return time.Duration(nanos - monotonicNanos)
+	return time.Duration(min(nanos-monotonicNanos, math.MaxInt64))
 }
 
 func unixNanos(millis int64) int64 {
