@@ -57,15 +57,8 @@ def make_ways(training: Training) -> dict[str, tuple[Callable[[], object], Calla
     """By name: what a step is, and what is called beside it."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    def log(synchronous: bool) -> None:
-        prov4ml.log_flops_per_batch(
-            "train_flops",
-            training.model,
-            (training.images, training.target),
-            TRAINING,
-            step=training.number,
-            synchronous=synchronous,
-        )
+    model, images, target = training.model, training.images, training.target
+    log_flops = prov4ml.log_flops_per_batch
 
     def inside_counter() -> int:
         with FlopCounterMode(display=False) as counter:
@@ -83,8 +76,14 @@ def make_ways(training: Training) -> dict[str, tuple[Callable[[], object], Calla
     ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "plain": (training.step, lambda: None),
         "send": (training.step, lambda: here.send(message)),
-        "prov4ml": (training.step, lambda: log(True)),
-        "prov4ml asynchronous": (training.step, lambda: log(False)),
+        "prov4ml": (
+            training.step,
+            lambda: log_flops("train", model, (images, target), TRAINING, training.number, synchronous=True),
+        ),
+        "prov4ml asynchronous": (
+            training.step,
+            lambda: log_flops("train", model, (images, target), TRAINING, training.number),
+        ),
         "FlopCounterMode": (inside_counter, lambda: None),
     }
     try:

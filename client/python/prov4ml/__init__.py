@@ -94,18 +94,13 @@ def log_flops_per_batch(
     """
     try:
         counting = _flops_calls or _counting()
-        if (
-            synchronous is False
-            and type(context) is Context
-            and type(step) is int
-            and timestamp is None
-            and 0 <= step < _2_63
-        ):
-            if type(label) is str:
-                repeat = counting.repeats.get(label)
-                if repeat is not None and repeat.log(model, batch, context, step):
-                    return
-            counting.log_batch(label, model, batch, "", False, context, step)
+        usual = synchronous is False and timestamp is None and type(step) is int
+        if usual and type(label) is str:
+            repeat = counting.repeats.get(label)
+            if repeat is not None and repeat.log(model, batch, context, step):  # type: ignore[arg-type]  # an int
+                return
+        if usual and type(context) is Context and 0 <= step < _2_63:  # type: ignore[operator]
+            counting.log_batch(label, model, batch, "", False, context, step)  # type: ignore[arg-type]
         else:
             waits = synchronous is True or _truth(synchronous)
             counting.log_batch(label, model, batch, _fields(context, step, timestamp), waits)

@@ -99,12 +99,12 @@ class Description:
         self.end = end
 
 
-def _make_ring() -> Ring | None:
+def _make_ring(connection: int) -> Ring | None:
     """None where there is no such memory: no Linux, too many descriptors, a sandbox."""
     try:
         from ._ring import Ring
 
-        return Ring()
+        return Ring(connection)
     except (ImportError, OSError, ValueError):
         return None
 
@@ -141,8 +141,6 @@ class Client:
         # Whether the agent reads rings, and ours, once there is a stream to such a one.
         self._agent_has_rings = False
         self._ring: Ring | None = None
-        # Until when calls may go through the ring: the next one then shows whether the agent is still there.
-        self.ring_until = 0
         # Connected, every answer had, nothing kept and nothing to be said first: the shortest way is open.
         self._steady = False
         self._attempt_at = 0
@@ -215,7 +213,8 @@ class Client:
                 if not self._has_arrived(call, 0, now + _WAIT_NANOS):
                     self._ask(call, now + _WAIT_NANOS)
                 return self._refusal
-            self.ring_until = now + _LOOK_NANOS
+            if self._ring is not None:
+                self._ring.until = now + _LOOK_NANOS
             telling = self._telling
             if telling is None or not telling.tell(
                 _wire.streamed(function, f'{fields}"seq":{seq},"monotonicNanos":{made}')
@@ -327,6 +326,7 @@ class Client:
                 connection.close()
         if self._ring is not None:
             self._ring.close()
+            self._ring.until = 0
         self._is_fork = True
         self._begin()
 
@@ -543,11 +543,16 @@ class Client:
                 self._complain(path, error if isinstance(error, OSError) else OSError(str(error)))
             return
         self._asking = asking
-        self.connection += 1
+        self._change_connection()
         self.unimplemented.clear()
         self._is_identity_due = True
         self._due_attributes = dict(self._attributes)
         self._post_description()
+
+    def _change_connection(self) -> None:
+        self.connection += 1
+        if self._ring is not None:
+            self._ring.connection, self._ring.until = self.connection, 0
 
     def _open_stream(self, deadline: int) -> Telling | None:
         """Opens the telling connection, after the agent has had our hello if it answers at all."""
@@ -558,7 +563,7 @@ class Client:
         path = socket_path()
         try:
             if self._agent_has_rings and self._ring is None:
-                self._ring = _make_ring()
+                self._ring = _make_ring(self.connection)
             if self._agent_has_rings and self._ring is not None:
                 self._ring.hand_over()
                 self._telling = Telling(connect(path), self._ring.fd)
@@ -589,7 +594,7 @@ class Client:
             if connection is not None:
                 connection.close()
         if self._asking is not None:
-            self.connection += 1
+            self._change_connection()
         self._asking = None
         self._telling = None
         self._agent_has_rings = False

@@ -111,7 +111,7 @@ class Costs:
     def _may_use_ring(self, made: int) -> bool:
         """Whether the ring may take a call now: its signature is known there, and no call before it waits."""
         client = self._client
-        return made < client.ring_until and self._connection == client.connection and not self._is_waiting()
+        return made < self._ring.until and self._connection == client.connection and not self._is_waiting()
 
     def _remember(self, key: tuple[object, object, str], model: object, batch: object, context: Context) -> None:
         """Notes a call that went through the ring. After two in a row that are the same a Repeat logs those to come."""
@@ -119,7 +119,7 @@ class Costs:
         if self._previous.get(label) == key:
             form = self._flops.form(model, batch)
             if form is not None:
-                self.repeats[label] = Repeat(form, self._client, context, self._ring, self._places[key])
+                self.repeats[label] = Repeat(form, context, self._ring, self._places[key])
             return
         if len(self._previous) >= _TEXTS:
             self._previous.clear()

@@ -32,9 +32,11 @@ _SEAL_SEAL, _SEAL_SHRINK, _SEAL_GROW = 1, 2, 4
 class Ring:
     """One process's. `put` needs no lock, all else does. The constructor raises OSError where there is none."""
 
-    __slots__ = ("_handed", "_last", "_memory", "_numbers", "_room", "_texts", "_texts_end", "_words", "fd")
+    __slots__ = (
+        "_handed", "_memory", "_texts", "_texts_end", "connection", "fd", "last", "numbers", "room", "until", "words",
+    )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, connection: int = 0) -> None:
         create = getattr(os, "memfd_create", None)
         if create is None or sys.byteorder != "little":
             raise OSError("this system has no memfd_create")
@@ -48,34 +50,37 @@ class Ring:
             raise
         for at in range(0, _BYTES, 4096):  # so that no call meets a page fault
             self._memory[at] = 0
-        self._words = memoryview(self._memory).cast("Q")
+        self.words = memoryview(self._memory).cast("Q")
         # Counts the calls from 1; a step of it is one operation, whichever thread makes it.
-        self._numbers = itertools.count(1)
-        self._last = 0
+        self.numbers = itertools.count(1)
+        self.last = 0
         # Up to which number there is room for certain.
-        self._room = _SLOTS - _MARGIN
+        self.room = _SLOTS - _MARGIN
+        # The client's; and until when calls may come, monotonic ns: the next one shows whether the agent is there.
+        self.connection = connection
+        self.until = 0
         self._handed = 0
         self._texts: dict[str, int] = {}
         self._texts_end = 0
 
     def close(self) -> None:
         """Gives the memory back; a forked child does it with its copy of the parent's."""
-        self._words.release()
+        self.words.release()
         self._memory.close()
         os.close(self.fd)
 
     def hand_over(self) -> None:
         """The ring is about to be sent with a new stream."""
         self._handed += 1
-        self._words[1] = self._handed
+        self.words[1] = self._handed
 
     def is_taken(self) -> bool:
         """Whether the agent at the end of the last stream reads the ring."""
-        return self._handed > 0 and self._words[2] == self._handed
+        return self._handed > 0 and self.words[2] == self._handed
 
     def is_read(self) -> bool:
         """Whether the agent has read every call."""
-        return self._words[0] >= self._last
+        return self.words[0] >= self.last
 
     def text(self, text: str) -> int:
         """Where a text is, 0 = there is no room for it. It is the beginning of a message, as far as "step"."""
@@ -93,12 +98,12 @@ class Ring:
 
     def put(self, place: int, step: int, made: int) -> bool:
         """Puts a call in: where its text is, its step, and time.monotonic_ns. False when the ring is full."""
-        if self._last >= self._room:
-            self._room = self._words[0] + _SLOTS - _MARGIN
-            if self._last >= self._room:
+        if self.last >= self.room:
+            self.room = self.words[0] + _SLOTS - _MARGIN
+            if self.last >= self.room:
                 return False
-        number = self._last = next(self._numbers)
-        words = self._words
+        number = self.last = next(self.numbers)
+        words = self.words
         at = _SLOTS_AT // 8 + number % _SLOTS * 4
         words[at] = place
         words[at + 1] = step

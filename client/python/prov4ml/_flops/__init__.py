@@ -65,11 +65,12 @@ order of the rungs.
 What a known signature costs, and what it notices
 =================================================
 
-A call computes a key from the batch's shapes and dtypes, the model's train flag, the autocast setting and the
-``requires_grad`` bits of at most 8 parameter tensors, spread evenly over the model, others in each call. So:
+A call computes a key from the batch's shapes and dtypes, the model's train flag, the autocast setting and, every second
+time, the ``requires_grad`` bits of at most 8 parameter tensors, spread evenly over the model, others each time. So:
 
-* a freeze or an unfreeze of one parameter tensor is noticed within ``ceil(parameter tensors / 8)`` calls (8 for a
-  ResNet-18, 37 for a Llama-7B), of that many neighbouring ones or more in the same call;
+* a freeze or an unfreeze of one parameter tensor is noticed within ``2 * ceil(parameter tensors / 8)`` calls (16 for a
+  ResNet-18, 74 for a Llama-7B), of that many neighbouring ones or more within two calls, and at once when the train
+  flag has changed since, as it does around a validation;
 * a replaced parameter whose predecessor was released: in the same bound;
 * any other change of structure (a module added, a module's own train flag, a plain setting such as ``num_layers``):
   within 128 calls, and whenever the model's train flag has changed.
@@ -78,8 +79,7 @@ A call computes a key from the batch's shapes and dtypes, the model's train flag
 from __future__ import annotations
 
 from .cost import Cost
-from .counters import register_counter
-from .tracer import batch_cost, close, epoch_cost, form, operators
+from .tracer import batch_cost, close, epoch_cost, form, operators, register_counter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import torch
 
-from . import closed_form, counters
+from . import closed_form
 from .calls import Call, fields
 from .capture import Captured, UnshadowableError, capture_batch, capture_model, unwrap
 from .observe import Observer
@@ -19,7 +19,7 @@ from .recorder import CancelledError
 from .settings import SEES_HOOKS, any_autocast, autocast_dtype, float32_dtypes
 from .shadow import FAKE, META, META_LENGTHS
 from .tracing import NeedsTrainingThreadError, NotTracedError, Setting, batch_size, trace
-from .watch import Watch
+from .watch import CALLS, Watch
 
 _Tensor = torch.Tensor
 _MAX_TENSORS = 8
@@ -32,7 +32,7 @@ class Form:
     """One batch of one model as prov4ml._repeat compares it."""
 
     __slots__ = (
-        "any_autocast", "cls", "counters", "digest", "entry", "keys", "model", "tensors", "training", "watch",
+        "any_autocast", "cls", "digest", "entry", "keys", "limit", "model", "tensors", "training", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -45,7 +45,6 @@ class Form:
         watch: Watch,
         digest: int,
         any_autocast: Callable[[], bool],
-        counters: Mapping[type, Any],
         entry: Any,
     ) -> None:
         self.model = model
@@ -58,8 +57,8 @@ class Form:
         self.watch = watch
         self.digest = digest
         self.any_autocast = any_autocast
-        # Not empty: the user has registered a counter since.
-        self.counters = counters
+        # Of calls between two walks.
+        self.limit = CALLS
         # The tracer's, which counts the batches.
         self.entry = entry
 
@@ -131,7 +130,6 @@ class TorchModel:
             self.watch,
             self.watch.digest,
             any_autocast,
-            counters.by_type,
             entry,
         )
 

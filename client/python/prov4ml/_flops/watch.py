@@ -1,9 +1,9 @@
 """Notices when a model is no longer the one that was traced, for microseconds a call.
 
 A full walk over the modules gives a digest of everything that a trace depends on: classes, train flags, shapes and
-``requires_grad`` bits of the parameters, plain settings. Between walks each call reads the bits of at most 8 parameter
-tensors, spread evenly over the model, the next ones each time. A walk follows when a bit differs or a tensor is gone,
-when the model's train flag has changed, and every 128 calls.
+``requires_grad`` bits of the parameters, plain settings. Between walks every second call reads the bits of at most 8
+parameter tensors, spread evenly over the model, the next ones each time. A walk follows when a bit differs or a tensor
+is gone, when the model's train flag has changed, and every 128 calls.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Dict, FrozenSet, List, Optional, Tuple
 import torch
 
 SLICE = 8
+EVERY = 2
 CALLS = 128
 
 
@@ -26,28 +27,26 @@ class Watch:
         self.volatile: FrozenSet[Tuple[int, str]] = frozenset()
         self.changed: FrozenSet[Tuple[int, str]] = frozenset()
         self.device = "cpu"
-        # A walk follows at this many calls.
-        self.limit = CALLS
         self._settings: Dict[Tuple[int, str], Any] = {}
         self.slices: List[List[Tuple[Any, bool]]] = [[]]
-        self.turn = 0
+        # Since the last walk; also says which slice is looked at.
         self.calls = 0
         self._training = model.training
         self.walk(model)
 
     def seen(self, training: bool) -> Optional[int]:
         """The digest as of this call, within the bounds above; None = it takes a walk. training: the model's flag."""
-        self.calls += 1
-        if self.calls >= self.limit or training is not self._training:
+        self.calls = calls = self.calls + 1
+        if calls >= CALLS or training is not self._training:
             return None
         slices = self.slices
         try:
-            for reference, bit in slices[self.turn]:
-                if reference().requires_grad is not bit:
-                    return None
-        except (AttributeError, IndexError):  # a parameter that is gone, or another thread walks
+            if calls & 1:
+                for reference, bit in slices[(calls >> 1) % len(slices)]:
+                    if reference().requires_grad is not bit:
+                        return None
+        except AttributeError:  # a parameter that is gone
             return None
-        self.turn = (self.turn + 1) % len(slices)
         return self.digest
 
     def walk(self, model: torch.nn.Module) -> int:
@@ -73,15 +72,20 @@ class Watch:
         )
         self._settings = settings
         parts.append(frozenset(item for item in settings.items() if item[0] not in self.volatile))
-        self.digest = hash(tuple(parts))
+        digest = hash(tuple(parts))
+        if digest != self.digest:  # else it stays the same object
+            self.digest = digest
         self.device = parameters[0].device.type if parameters else "cpu"
         count = max(-(-len(parameters) // SLICE), 1)
         self.slices = [
             [(weakref.ref(parameter), parameter.requires_grad) for parameter in parameters[start::count]]
             for start in range(count)
         ]
-        self.turn = 0
         return self.digest
+
+    def expire(self) -> None:
+        """Makes the next call walk."""
+        self.calls = CALLS
 
     def forgive(self, keys: FrozenSet[Tuple[int, str]]) -> None:
         """Leaves settings out of later digests: they changed, the cost did not."""

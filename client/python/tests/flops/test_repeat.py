@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any, Callable
 
 import pytest
@@ -12,19 +11,9 @@ from torch import nn
 from prov4ml import Context, _flops
 from prov4ml._flops import watch
 from prov4ml._repeat import Repeat
+from prov4ml._ring import Ring
 
 X, Y = torch.randn(4, 8), torch.randint(0, 8, (4,))
-
-
-class _Ring:
-    def __init__(self) -> None:
-        self.calls: list[tuple[int, int]] = []
-        self.is_full = False
-
-    def put(self, place: int, step: int, made: int) -> bool:
-        if not self.is_full:
-            self.calls.append((place, step))
-        return not self.is_full
 
 
 class _Case:
@@ -38,10 +27,10 @@ class _Case:
         form = _flops.form(self.model, batch)
         assert form is not None
         self.form = form
-        self.client = SimpleNamespace(connection=1, ring_until=1 << 62)
-        self.ring = _Ring()
+        self.ring = Ring(1)
+        self.ring.until = 1 << 62
         self.context: object = Context.TRAINING
-        self.repeat = Repeat(form, self.client, Context.TRAINING, self.ring, 7)  # type: ignore[arg-type]
+        self.repeat = Repeat(form, Context.TRAINING, self.ring, 7)
 
     def log(self, step: int = 1) -> bool:
         return self.repeat.log(self.model, self.batch, self.context, step)
@@ -57,7 +46,8 @@ def test_the_same_call_is_logged(settle: Callable[[], None], batch: Any) -> None
     case = _Case(settle, batch)
     before = case.form.entry.batches
     assert all(case.log(step) for step in range(5))
-    assert case.ring.calls == [(7, step) for step in range(5)]
+    assert case.ring.last == 5
+    assert [tuple(case.ring.words[512 + 4 * n : 514 + 4 * n]) for n in range(1, 6)] == [(7, step) for step in range(5)]
     assert case.form.entry.batches == before + 5
 
 
@@ -78,9 +68,9 @@ CHANGES: dict[str, Callable[[_Case], None]] = {
     "a context of the script's": _set("context", "training"),
     "an equal model": lambda case: setattr(case, "model", nn.Sequential(*[nn.Linear(8, 8) for _ in range(20)])),
     "evaluation": lambda case: case.model.eval() and None,
-    "another agent": lambda case: setattr(case.client, "connection", 2),
-    "an agent not looked at for a second": lambda case: setattr(case.client, "ring_until", 0),
-    "a full ring": lambda case: setattr(case.ring, "is_full", True),
+    "another agent": lambda case: setattr(case.ring, "connection", 2),
+    "an agent not looked at for a second": lambda case: setattr(case.ring, "until", 0),
+    "a full ring": lambda case: setattr(case.ring, "room", 1),
     "a walk that found another model": lambda case: setattr(case.form.watch, "digest", 0),
     "calls for a walk": lambda case: setattr(case.form.watch, "calls", watch.CALLS),
 }
@@ -91,7 +81,7 @@ def test_another_call_is_not(case: _Case, name: str) -> None:
     assert case.log()
     CHANGES[name](case)
     assert not case.log()
-    assert len(case.ring.calls) == 1
+    assert case.ring.last == 1
 
 
 def test_autocast_is_noticed(case: _Case) -> None:
@@ -107,7 +97,7 @@ def test_a_registered_counter_is_noticed(case: _Case) -> None:
         assert not case.log()
     finally:
         _flops.register_counter(nn.Sequential, None)
-    assert case.log()
+    assert not case.log()
 
 
 @pytest.mark.parametrize("number", [0, 7, 19])
@@ -115,14 +105,14 @@ def test_a_freeze_is_noticed_within_the_bound(case: _Case, number: int) -> None:
     assert case.log()
     layer = case.model[number]
     layer.weight.requires_grad_(False)
-    calls = -(-40 // watch.SLICE)
+    calls = watch.EVERY * -(-40 // watch.SLICE)
     assert not all(case.log() for _ in range(calls))
 
 
 def test_a_replaced_layer_is_noticed_within_the_bound(case: _Case) -> None:
     assert case.log()
     case.model[3] = nn.Linear(8, 8)
-    calls = -(-40 // watch.SLICE)
+    calls = watch.EVERY * -(-40 // watch.SLICE)
     assert not all(case.log() for _ in range(calls))
 
 
@@ -134,3 +124,9 @@ def test_what_takes_more_than_shapes_has_no_form(settle: Callable[[], None]) -> 
         assert _flops.form(model, batch) is None
     assert _flops.form(object(), X) is None
     assert _flops.form(nn.Linear(8, 8), X) is None
+
+
+def test_a_step_that_does_not_fit(case: _Case) -> None:
+    assert case.log((1 << 63) - 1)
+    assert not case.log(-1)
+    assert not case.log(1 << 63)
