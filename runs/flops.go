@@ -252,7 +252,7 @@ func (f flopsReadings) overTime(s *subject, key costKey, w *Work, lag time.Durat
 	elapsed, first := time.Duration(end-set.last).Seconds(), set.last == 0
 	flops := float(w.FLOPs())
 	set.flops += flops
-	set.last = end
+	set.last = max(set.last, end)
 
 	f.real(record.FlopsCumulative, set.flops, record.State_OK, record.Source_SOURCE_UNSPECIFIED)
 	switch {

@@ -42,7 +42,8 @@ type conn struct {
 	// refused says that the bytes were no HTTP, and that this has been counted.
 	refused atomic.Bool
 	// ring came with the first bytes, until a stream takes it.
-	ring atomic.Pointer[ring]
+	ring   atomic.Pointer[ring]
+	closed atomic.Bool
 
 	limit bucket
 	once  sync.Once
@@ -92,6 +93,9 @@ func (c *conn) readFirst(p []byte) (int, error) {
 			}
 			if former := c.ring.Swap(r); former != nil {
 				former.close()
+			}
+			if c.closed.Load() {
+				c.closeRing()
 			}
 		}
 	}
@@ -148,14 +152,20 @@ func (c *conn) Close() error {
 			c.countNoHTTP()
 		}
 		c.server.conns.remove(c)
-		if r := c.ring.Swap(nil); r != nil {
-			r.close() // no stream has taken it
-		}
+		c.closed.Store(true)
+		c.closeRing()
 		if c.seq != nil {
 			c.server.sequences.release(c)
 		}
 	})
 	return c.UnixConn.Close()
+}
+
+// closeRing gives back a ring that no stream has taken.
+func (c *conn) closeRing() {
+	if r := c.ring.Swap(nil); r != nil {
+		r.close()
+	}
 }
 
 // begin notes that the connection has got as far as a handler.

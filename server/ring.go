@@ -38,14 +38,17 @@ const (
 	ringTextsAt    = ringSlotsAt + ringSlots*ringSlotBytes
 	ringTextsBytes = 64 << 10
 	ringBytes      = ringTextsAt + ringTextsBytes
+	// maxRingText bounds one text; it holds a label, a context and a signature.
+	maxRingText = 8 << 10
 )
 
-// ring is read by one goroutine at a time.
+// ring is one stream's view of a ring; it is read by one goroutine at a time. A client whose stream has ended hands the same ring to
+// its next one, while the reader of the last may still be about: each call is claimed.
 type ring struct {
 	memory []byte
-	// read is the number of the last call that has been read.
-	read uint64
-	// gap is since when the next call is missing although the one after it is there; zero = it is not.
+	// taken is the number of the stream that the client had handed the ring to.
+	taken uint64
+	// gap is since when a call is missing although a later one is there; zero = none is.
 	gap time.Time
 }
 
@@ -71,8 +74,8 @@ func openRing(fd int) (*ring, error) {
 		return nil, fmt.Errorf("map ring: %w", err)
 	}
 	r := &ring{memory: memory}
-	r.read = atomic.LoadUint64(r.at(0))
-	atomic.StoreUint64(r.at(16), atomic.LoadUint64(r.at(8)))
+	r.taken = atomic.LoadUint64(r.at(8))
+	atomic.StoreUint64(r.at(16), r.taken)
 	return r, nil
 }
 
@@ -89,22 +92,56 @@ func (r *ring) slot(number uint64) (text, step, monotonicNanos uint64, ok bool) 
 	return text, step, monotonicNanos, check == text^step^monotonicNanos^number && monotonicNanos > 0
 }
 
+// claim takes the next call's number and its slot; false when there is none, or another reader has the ring.
+func (r *ring) claim() (text, step, monotonicNanos uint64, ok bool) {
+	for atomic.LoadUint64(r.at(16)) == r.taken {
+		read := atomic.LoadUint64(r.at(0))
+		number := read + 1
+		text, step, monotonicNanos, ok = r.slot(number)
+		if !ok {
+			if number = r.afterGap(read); number == 0 {
+				return 0, 0, 0, false
+			}
+			text, step, monotonicNanos, ok = r.slot(number)
+		}
+		if ok && atomic.CompareAndSwapUint64(r.at(0), read, number) {
+			r.gap = time.Time{}
+			return text, step, monotonicNanos, true
+		}
+	}
+	return 0, 0, 0, false
+}
+
+// maxGap is how many calls in a row may be missing.
+const maxGap = 256
+
+// afterGap is the number of the first call after those that are missing for good; 0 = none is.
+func (r *ring) afterGap(read uint64) uint64 {
+	for number := read + 2; number < read+2+maxGap; number++ {
+		if _, _, _, ok := r.slot(number); !ok {
+			continue
+		}
+		if r.gap.IsZero() {
+			r.gap = time.Now()
+		}
+		if time.Since(r.gap) > ringGap {
+			return number
+		}
+		return 0
+	}
+	return 0
+}
+
 // next takes the next call out; false when there is none. A call that makes no sense is an error, and taken out all the same.
 func (r *ring) next() (*prov4mlv1.LogFlopsPerBatchRequest, bool, error) {
-	text, step, monotonicNanos, ok := r.slot(r.read + 1)
-	if !ok && r.isGap() {
-		r.read++
-		text, step, monotonicNanos, ok = r.slot(r.read + 1)
-	}
+	text, step, monotonicNanos, ok := r.claim()
 	if !ok {
 		return nil, false, nil
 	}
-	r.gap = time.Time{}
-	r.read++
-	defer atomic.StoreUint64(r.at(0), r.read)
 	offset, length := text>>32, text&0xffffffff
-	if offset > ringTextsBytes || length > ringTextsBytes-offset {
-		return nil, true, invalidRing("a call in the ring has its text at %d, of %d bytes: the texts have %d", offset, length, ringTextsBytes)
+	if length > maxRingText || offset > ringTextsBytes-length {
+		return nil, true, invalidRing("a call in the ring has its text at %d, of %d bytes: a text has at most %d, all together %d",
+			offset, length, maxRingText, ringTextsBytes)
 	}
 	// Its own bytes: the client may write while they are read.
 	message := append([]byte(nil), r.memory[ringTextsAt+offset:ringTextsAt+offset+length]...)
@@ -122,23 +159,15 @@ func (r *ring) next() (*prov4mlv1.LogFlopsPerBatchRequest, bool, error) {
 	return batch, true, nil
 }
 
-// isGap says that the next call is missing for good.
-func (r *ring) isGap() bool {
-	if _, _, _, ok := r.slot(r.read + 2); !ok {
-		return false
-	}
-	if r.gap.IsZero() {
-		r.gap = time.Now()
-	}
-	return time.Since(r.gap) > ringGap
-}
-
 // peek says whether there is a call, or one after a missing one. It may be asked while another goroutine reads.
 func (r *ring) peek() bool {
 	read := atomic.LoadUint64(r.at(0))
-	_, _, _, next := r.slot(read + 1)
-	_, _, _, afterNext := r.slot(read + 2)
-	return next || afterNext
+	for number := read + 1; number <= read+3; number++ {
+		if _, _, _, ok := r.slot(number); ok {
+			return true
+		}
+	}
+	return false
 }
 
 func invalidRing(format string, args ...any) *refusal {

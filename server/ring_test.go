@@ -2,6 +2,7 @@ package server
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -90,19 +91,34 @@ func (w *ringWriter) open(t *testing.T, r *running) net.Conn {
 	if _, _, err := c.(*net.UnixConn).WriteMsgUnix([]byte(head), unix.UnixRights(w.fd), nil); err != nil {
 		t.Fatal(err)
 	}
+	tell(t, c, firstStep)
 	return c
 }
 
-func stepsOf(calls []logged) (steps []int64) {
-	for _, l := range calls {
-		steps = append(steps, *l.call.Step)
+// firstStep is that of each stream's first message, before which the ring is not read.
+const firstStep = 100_000
+
+func tell(t *testing.T, c net.Conn, step int) {
+	t.Helper()
+	message := fmt.Sprintf(`{"logSystemMetrics":{"step":%d}}`, step)
+	if _, err := fmt.Fprintf(c, "%x\r\n\x00\x00\x00\x00%c%s\r\n", len(message)+5, len(message), message); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// steps are those of all calls but the first messages.
+func (r *running) steps() (steps []int64) {
+	for _, l := range r.tracker.taken() {
+		if *l.call.Step != firstStep {
+			steps = append(steps, *l.call.Step)
+		}
 	}
 	return steps
 }
 
 func wantSteps(t *testing.T, r *running, want ...int64) {
 	t.Helper()
-	if got := stepsOf(r.tracker.taken()); fmt.Sprint(got) != fmt.Sprint(want) {
+	if got := r.steps(); fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("steps %v, want %v", got, want)
 	}
 }
@@ -119,8 +135,8 @@ func TestRing(t *testing.T) {
 		}
 		w.put(uint64(len(ringText)), step)
 	}
-	eventually(t, "all are measured", func() bool { return len(r.tracker.taken()) == 2*ringSlots })
-	for i, l := range r.tracker.taken() {
+	eventually(t, "all are measured", func() bool { return len(r.steps()) == 2*ringSlots })
+	for i, l := range r.tracker.taken()[1:] {
 		if *l.call.Step != int64(i) || *l.call.Context != "training" || l.call.Label != "a" || l.caller.PID != os.Getpid() {
 			t.Fatalf("call %d: %+v", i, l)
 		}
@@ -133,7 +149,9 @@ func TestRing(t *testing.T) {
 // A call that is made after one in the ring is measured after it, whichever way it comes.
 func TestRingIsReadBeforeALaterCall(t *testing.T) {
 	r := start(t, &fakeTracker{})
+	r.rings.mu.Lock()
 	r.rings.shortest = time.Hour // nobody else looks
+	r.rings.mu.Unlock()
 	w := newRingWriter(t, ringBytes, unix.F_SEAL_SHRINK)
 	c := w.open(t, r)
 	eventually(t, "the ring is taken", func() bool { return atomic.LoadUint64(w.at(16)) == 1 })
@@ -143,6 +161,7 @@ func TestRingIsReadBeforeALaterCall(t *testing.T) {
 		defer q.mu.Unlock()
 		return len(q.rings) == 1
 	})
+	eventually(t, "the stream has begun", func() bool { return len(r.tracker.taken()) == 1 })
 	w.put(uint64(len(ringText)), 1)
 	w.put(uint64(len(ringText)), 2)
 	if a := r.post("LogSystemMetrics", `{"step":3}`); a.status != http.StatusOK {
@@ -150,11 +169,8 @@ func TestRingIsReadBeforeALaterCall(t *testing.T) {
 	}
 	wantSteps(t, r, 1, 2, 3)
 	w.put(uint64(len(ringText)), 4)
-	message := `{"logSystemMetrics":{"step":5}}`
-	if _, err := fmt.Fprintf(c, "%x\r\n\x00\x00\x00\x00%c%s\r\n", len(message)+5, len(message), message); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the streamed call is measured", func() bool { return len(r.tracker.taken()) == 5 })
+	tell(t, c, 5)
+	eventually(t, "the streamed call is measured", func() bool { return len(r.steps()) == 5 })
 	wantSteps(t, r, 1, 2, 3, 4, 5)
 }
 
@@ -168,18 +184,59 @@ func TestRingSurvives(t *testing.T) {
 		w.put(uint64(len(ringText)), step)
 	}
 	_ = c.Close()
-	eventually(t, "all are measured", func() bool { return len(first.tracker.taken()) == 100 })
+	eventually(t, "all are measured", func() bool { return len(first.steps()) == 100 })
 
 	w.put(uint64(len(ringText)), 100)
 	second := start(t, &fakeTracker{})
 	w.open(t, second)
-	eventually(t, "the rest is measured", func() bool { return len(second.tracker.taken()) == 1 })
+	eventually(t, "the rest is measured", func() bool { return len(second.steps()) == 1 })
 	wantSteps(t, second, 100)
 	w.put(uint64(len(ringText)), 101)
 	if err := second.stopFn(); err != nil {
 		t.Fatal(err)
 	}
 	wantSteps(t, second, 100, 101)
+}
+
+// Two streams of one client have the ring for a moment: no call is measured twice, none is lost.
+func TestRingOfTwoStreams(t *testing.T) {
+	r := start(t, &fakeTracker{})
+	w := newRingWriter(t, ringBytes, unix.F_SEAL_SHRINK)
+	step := uint64(0)
+	for range 20 {
+		c := w.open(t, r)
+		for range 50 {
+			w.put(uint64(len(ringText)), step)
+			step++
+		}
+		_ = c.Close()
+		w.put(uint64(len(ringText)), step)
+		step++
+	}
+	w.open(t, r)
+	eventually(t, "all are measured", func() bool { return len(r.steps()) >= int(step) })
+	seen := map[int64]bool{}
+	for _, s := range r.steps() {
+		if seen[s] {
+			t.Fatalf("step %d is measured twice", s)
+		}
+		seen[s] = true
+	}
+}
+
+// A panic in the course of a message leaves the ring, the caller and the agent's end alone.
+func TestPanicOnAStreamWithARing(t *testing.T) {
+	r := start(t, &fakeTracker{waitFn: func(context.Context) error { panic("a fault of the store's") }})
+	w := newRingWriter(t, ringBytes, unix.F_SEAL_SHRINK)
+	c := w.open(t, r)
+	for step := range maxPending {
+		tell(t, c, step)
+	}
+	eventually(t, "it has panicked", func() bool { return r.counter(countPanics) > 0 })
+	_ = c.Close()
+	if err := r.stopFn(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // A call that was never written all through is left out after a while, those after it are not.
@@ -189,15 +246,16 @@ func TestRingWithAGap(t *testing.T) {
 	w.open(t, r)
 	w.put(uint64(len(ringText)), 1)
 	w.leaveOut()
+	w.leaveOut()
 	w.put(uint64(len(ringText)), 3)
-	eventually(t, "the call after the gap is measured", func() bool { return len(r.tracker.taken()) == 2 })
+	eventually(t, "the call after the gap is measured", func() bool { return len(r.steps()) == 2 })
 	wantSteps(t, r, 1, 3)
 }
 
 // Nonsense in the ring is refused call by call and told at the end, and disturbs nobody.
 func TestNonsenseInTheRing(t *testing.T) {
 	r := start(t, &fakeTracker{logFn: func(_ runs.Caller, call runs.Call) error {
-		if *call.Step == 99 {
+		if call.Step != nil && *call.Step == 99 {
 			panic("a fault of the tracker's")
 		}
 		return nil
@@ -212,7 +270,7 @@ func TestNonsenseInTheRing(t *testing.T) {
 	w.put(good, 1<<63)
 	w.put(good, 99)
 	w.put(good, 8)
-	eventually(t, "the good ones are measured", func() bool { return len(r.tracker.taken()) == 2 })
+	eventually(t, "the good ones are measured", func() bool { return len(r.steps()) == 2 })
 	wantSteps(t, r, 7, 8)
 	if _, err := io.WriteString(c, "0\r\n\r\n"); err != nil {
 		t.Fatal(err)
@@ -229,7 +287,7 @@ func TestNonsenseInTheRing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(string(answer), `"accepted":"2"`) || !strings.Contains(string(answer), `"refused":"7"`) {
+	if !strings.Contains(string(answer), `"accepted":"3"`) || !strings.Contains(string(answer), `"refused":"7"`) {
 		t.Errorf("answer %s", answer)
 	}
 }
@@ -265,7 +323,8 @@ func FuzzRing(f *testing.F) {
 	f.Add(uint64(0), uint64(len(ringText)), uint64(1), uint64(5), ringText)
 	f.Add(uint64(1<<63), uint64(1<<40|3), ^uint64(0), uint64(1), `{"logFlopsPerBatch":{`)
 	f.Fuzz(func(t *testing.T, read, place, step, made uint64, text string) {
-		r := &ring{memory: make([]byte, ringBytes), read: read}
+		r := &ring{memory: make([]byte, ringBytes)}
+		atomic.StoreUint64(r.at(0), read)
 		copy(r.memory[ringTextsAt:], text)
 		at := ringSlotsAt + (read+1)%ringSlots*ringSlotBytes
 		for i, n := range []uint64{place, step, made, place ^ step ^ made ^ (read + 1)} {

@@ -44,6 +44,9 @@ type streamed struct {
 	server *Server
 	conn   *conn
 	ring   *ring // nil = none
+	// begun: the stream's first message has been measured, or it has ended. The calls that an agent before this one has left in the
+	// ring name signatures, which the first message brings.
+	begun bool
 	// release ends the hold that keeps the caller's tree; known says that the tracker knew the caller when it was taken.
 	release func()
 	known   bool
@@ -93,14 +96,23 @@ func (r *streamed) readAll(ctx context.Context, stream connect.StreamingHandlerC
 			return streamEnd(s, err)
 		}
 		s.extendDrain(ctx)
-		r.mu.Lock()
+		r.message(msg, bad)
+	}
+}
+
+// message measures one message of the stream, or counts it as bad.
+func (r *streamed) message(msg *prov4mlv1.LogStreamRequest, bad *refusal) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.readRing()
+	if bad != nil {
+		r.refused(bad.sentence) // counted where it was found
+	} else {
+		r.take(r.server.takeStreamed(r.conn, msg))
+	}
+	if !r.begun {
+		r.begun = true
 		r.readRing()
-		if bad != nil {
-			r.refused(bad.sentence) // counted where it was found
-		} else {
-			r.take(s.takeStreamed(r.conn, msg))
-		}
-		r.mu.Unlock()
 	}
 }
 
@@ -144,6 +156,9 @@ func (r *streamed) followRing() (end func()) {
 		close(done)
 		reading.Wait()
 		r.conn.seq.removeRing(r)
+		r.mu.Lock()
+		r.begun = true
+		r.mu.Unlock()
 		r.drainRing()
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -166,7 +181,7 @@ func (r *streamed) drainRing() {
 
 // readRing does, for who holds mu.
 func (r *streamed) readRing() {
-	if r.ring == nil {
+	if r.ring == nil || !r.begun {
 		return
 	}
 	for range ringSlots {
