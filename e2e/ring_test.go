@@ -65,6 +65,56 @@ func TestFlopsCallsSurviveTheClientsDeath(t *testing.T) {
 	t.Logf("%d calls through the ring", through)
 }
 
+// The agent is killed and started again in the middle: what it has not read waits for the next one, no call is there twice, and a second
+// later the FLOPs are known again.
+func TestFlopsCallsOverARestart(t *testing.T) {
+	dir := dataDir(t)
+	s := startServe(t, dir, "--settle", "1s")
+	j := startJob(t, clientCommand(t, s.socket, "flops_restart.py"))
+	j.awaitText(t, "under way")
+	s.kill(t)
+	s.start(t, s.command("--no-pin", "--settle", "1s", "--out", s.out))
+	if code := j.exit(t); code != 0 {
+		t.Fatalf("the script ended with status %d", code)
+	}
+	s.stop(t)
+	seen := map[int64]bool{}
+	unknown, last := 0, 0
+	for _, one := range named(readSpans(t, filepath.Join(s.out, "traces.jsonl")), "log_flops_per_batch") {
+		if one.Attributes["prov4ml.label"] != "f" {
+			continue
+		}
+		step := one.Attributes["prov4ml.step"].(int64)
+		if seen[step] {
+			t.Errorf("step %d is there twice", step)
+		}
+		seen[step] = true
+		want := float64(2 * 2 * 16 * 8 * 4)
+		if step/10%2 == 1 {
+			want /= 8
+		}
+		switch got := one.Attributes["prov4ml.flops"]; got {
+		case want:
+		case nil:
+			unknown, last = unknown+1, max(last, int(step))
+		default:
+			t.Errorf("step %d: %v FLOP, want %v", step, got, want)
+		}
+	}
+	if len(seen) < 880 {
+		t.Errorf("%d of 900 calls are there", len(seen))
+	}
+	for step := int64(800); step < 900; step++ {
+		if !seen[step] {
+			t.Errorf("step %d is missing", step)
+		}
+	}
+	if last >= 800 || unknown > 450 {
+		t.Errorf("%d calls have no number, the last of them step %d", unknown, last)
+	}
+	t.Logf("%d calls, %d without a number, the last step %d", len(seen), unknown, last)
+}
+
 // counters asks the agent.
 func (s *serve) counters(t *testing.T) map[string]string {
 	t.Helper()

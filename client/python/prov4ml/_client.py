@@ -8,8 +8,7 @@ Strategy. The training must never wait long, never see an exception, and lose as
 * An asynchronous call is one message on the telling connection (LogStream), written to the kernel in the call. What the
   kernel has is read by the agent also when this process is killed.
 * An asynchronous call of log_flops_per_batch goes through memory shared with the agent where that reads such (_ring).
-  That wakes nobody up; the agent looks by itself, a sixteenth of a step late at most. Once a second such a call goes as
-  others do, which shows whether the agent is still there.
+  That wakes nobody up; the agent looks by itself. Once a second such a call looks whether the agent is still there.
 * Without an agent calls are kept, the oldest dropped beyond a limit, and told when it is back; the next message says
   how many were dropped. A new attempt to connect is a comparison of times in a call; there is no thread for it.
 * A call gets its number (seq) when it is first sent, so that dropped calls leave no gap that the agent would wait for.
@@ -61,6 +60,8 @@ _LOST_LOCK_NANOS = 5_000_000_000
 _ATTRIBUTES = 128
 _ATTRIBUTE_BYTES = 1024
 _METRICS = 1_024
+# The refusal of a call that the agent has no way to understand.
+NOT_FOUND = "not_found"
 # How long the agent's end may go unnoticed by calls through the ring.
 _LOOK_NANOS = 1_000_000_000
 # In the answer of an agent that reads our kind of ring.
@@ -72,10 +73,12 @@ _FIELDS_BYTES = _wire.MESSAGE_BYTES - 512
 class Call:
     """One log call."""
 
-    __slots__ = ("fields", "function", "made", "seq")
+    __slots__ = ("connection", "fields", "function", "made", "seq")
 
-    def __init__(self, function: _wire.Function, fields: str, made: int, seq: int = 0) -> None:
+    def __init__(self, function: _wire.Function, fields: str, made: int, seq: int = 0, connection: int = 0) -> None:
         self.function = function
+        # The only connection on which the agent can understand the call; 0 = any.
+        self.connection = connection
         # The beginning of the message's JSON object: '"context":"training","step":3,'.
         self.fields = fields
         # time.monotonic_ns when the script made the call.
@@ -183,10 +186,11 @@ class Client:
         finally:
             self._leave(lock)
 
-    def log(self, function: _wire.Function, fields: str, synchronous: bool, made: int = 0) -> str:
+    def log(self, function: _wire.Function, fields: str, synchronous: bool, made: int = 0, connection: int = 0) -> str:
         """Sends one log call. made is its monotonic time in ns, 0 = now. Waits at most a second.
 
-        Returns the code of the agent's refusal, if it has refused the call; it is told to the user already.
+        Returns the code of the agent's refusal, if it has refused the call; it is told to the user already. A call that
+        only makes sense on one connection, which is no more, is not sent: not_found.
         """
         now = monotonic_ns()
         made = made or now
@@ -200,7 +204,7 @@ class Client:
             self._owner = get_ident()
             self._refusal = ""
             if not self._steady or self._aside or len(fields) > _FIELDS_BYTES:
-                self._log(Call(function, fields, made), synchronous, now)
+                self._log(Call(function, fields, made, 0, connection), synchronous, now)
                 return self._refusal
             # The usual case, written out: a call between two steps of a training finds cold caches, and pays for every
             # line that it touches.
@@ -209,20 +213,18 @@ class Client:
                 request = _wire.unary(function, f'{fields}"seq":{seq},"monotonicNanos":{made}')
                 if self._asking.ask(request, function, _WAIT_MILLISECONDS):  # type: ignore[union-attr]  # steady
                     return ""
-                call = Call(function, fields, made, seq)
+                call = Call(function, fields, made, seq, connection)
                 if not self._has_arrived(call, 0, now + _WAIT_NANOS):
                     self._ask(call, now + _WAIT_NANOS)
                 return self._refusal
-            if self._ring is not None:
-                self._ring.until = now + _LOOK_NANOS
             telling = self._telling
             if telling is None or not telling.tell(
                 _wire.streamed(function, f'{fields}"seq":{seq},"monotonicNanos":{made}')
             ):
-                call = Call(function, fields, made, seq)
+                call = Call(function, fields, made, seq, connection)
                 if not self._tell(call, now + _WAIT_NANOS):
                     self._keep(call)
-            return ""
+            return self._refusal
         except BaseException:
             # Ctrl-C can come between any two steps: what the connections have said is then unknown.
             self._lose()
@@ -244,11 +246,27 @@ class Client:
             return None
         try:
             ring = self._ring
-            if ring is None or self._telling is None or not ring.is_taken():
+            if ring is None or not self._look_at_ring(ring):
                 return None
             return ring, ring.text(text)
         finally:
             self._leave(lock)
+
+    def look(self) -> bool:
+        """Whether the agent is there and reads the ring. Calls may go through it for a second then."""
+        lock = self._enter()
+        if lock is None:
+            return False
+        try:
+            return self._ring is not None and self._look_at_ring(self._ring)
+        finally:
+            self._leave(lock)
+
+    def _look_at_ring(self, ring: Ring) -> bool:
+        if self._telling is None or not ring.is_taken() or self._telling.has_hung_up():
+            return False
+        ring.until = monotonic_ns() + _LOOK_NANOS
+        return True
 
     def describe(self, description: Description) -> None:
         """Says something about the run, or keeps it until there is an agent. Waits at most a second."""
@@ -326,7 +344,6 @@ class Client:
                 connection.close()
         if self._ring is not None:
             self._ring.close()
-            self._ring.until = 0
         self._is_fork = True
         self._begin()
 
@@ -447,6 +464,9 @@ class Client:
             if asking is None:
                 self._keep(call)
                 return
+            if call.connection not in (0, self.connection):
+                self._refusal = NOT_FOUND
+                return
             # Nothing is sent behind a request that is not answered: were this process to die, the agent would fail to
             # answer that one and read no further.
             if asking.owed and not self._settle(deadline):
@@ -486,6 +506,9 @@ class Client:
             telling = self._telling or self._open_stream(deadline)
             if telling is None:
                 return False
+            if call.connection not in (0, self.connection):
+                self._refusal = NOT_FOUND
+                return True
             dropped = self._dropped
             if telling.tell(_wire.streamed(call.function, self._message(call))):
                 self._dropped -= dropped
@@ -497,6 +520,8 @@ class Client:
                 self._hear_stream(answer)
             telling.close()
             self._telling = None
+            if self._ring is not None:
+                self._ring.until = 0
             # The agent may have gone, and a new one must get our hello before the stream.
             self._look()
             if self._asking is None:
@@ -513,6 +538,7 @@ class Client:
 
     def _keep(self, call: Call) -> None:
         self._steady = False
+        call.connection = 0  # later it is all that there is
         self._kept.append(call)
         self._kept_bytes += len(call.fields)
         while len(self._kept) > _KEPT_CALLS or self._kept_bytes > _KEPT_BYTES:

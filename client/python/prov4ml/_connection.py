@@ -248,6 +248,12 @@ class Telling(_Connection):
         self._ring = -1
         return sent
 
+    def has_hung_up(self) -> bool:
+        """Whether the other side has ended the request: it says nothing else before our end."""
+        if self.ended or self._readable.poll(0):
+            self.ended = True
+        return self.ended
+
     def room(self, deadline: int) -> bool:
         """Waits until the kernel takes more."""
         return bool(self._writable.poll(milliseconds(deadline)))

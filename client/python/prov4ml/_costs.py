@@ -50,11 +50,11 @@ class Costs:
         self._texts: dict[Any, str] = {}
         self._labels: dict[str, str] = {}
         # Where the ring has the beginning of a message, by cost, label and context; 0 = there was no room for it.
-        self._places: dict[tuple[object, object, str], int] = {}
+        self._places: dict[tuple[object, str, str], int] = {}
         self._ring: Any = None
-        # By label: the last call through the ring, and what logs it again.
-        self._previous: dict[object, tuple[object, object, str]] = {}
-        self.repeats: dict[object, Repeat] = {}
+        # By label: the last call through the ring, and what logs it again; None = such calls have no Repeat.
+        self._previous: dict[str, tuple[object, str, str]] = {}
+        self.repeats: dict[str, Repeat | None] = {}
 
     def label(self, label: object) -> str:
         """The label's part of a message. Raises whatever the object's own __str__ raises."""
@@ -88,53 +88,64 @@ class Costs:
         try:
             # The usual case, written out: between two steps of a training every cache is cold.
             cost = (self._flops or self.flops()).batch_cost(model, batch)
-            if context is not None:
+        except Exception as error:
+            cost, missing = None, _missing(error)
+        else:
+            missing = {}
+        if context is not None:
+            if type(label) is str and not missing:
                 key = cost, label, context._fields
                 place = self._places.get(key)
                 if place and self._may_use_ring(made) and self._ring.put(place, step, made):
-                    self._remember(key, model, batch, context)
+                    self._remember(key, place, model, batch, context)
                     return
-                fields = f'{context._fields}"step":{step},'
-            fields += self.label(label)
+            fields = f'{context._fields}"step":{step},'
+        fields += self.label(label)
+        if missing:
+            self._send(_wire.FLOPS_PER_BATCH, fields, missing, synchronous, made)
+            return
+        try:
             text = self._texts.get(cost)
-            if text is not None and self._connection == client.connection and not self._is_waiting():
-                refusal = client.log(_wire.FLOPS_PER_BATCH, fields + text, synchronous, made)
-                if refusal or self._connection != client.connection:
-                    self._after_signature(_wire.FLOPS_PER_BATCH, fields, cost.result(), refusal, synchronous, made)
-                elif context is not None and type(label) is str:
-                    self._open_ring(cost, label, context)
+            if text is None or self._connection != client.connection or self._is_waiting():
+                self._log(_wire.FLOPS_PER_BATCH, fields, cost, synchronous, made)
                 return
-            self._log(_wire.FLOPS_PER_BATCH, fields, cost, synchronous, made)
-        except Exception as error:
+        except Exception as error:  # what batch_cost gave is no cost, or cannot be written down
             self._send(_wire.FLOPS_PER_BATCH, fields, _missing(error), synchronous, made)
+            return
+        refusal = client.log(_wire.FLOPS_PER_BATCH, fields + text, synchronous, made, self._connection)
+        if refusal:
+            self._after_signature(_wire.FLOPS_PER_BATCH, fields, cost.result(), refusal, synchronous, made)
+        elif context is not None and type(label) is str:
+            self._open_ring(cost, label, context, text)
 
     def _may_use_ring(self, made: int) -> bool:
         """Whether the ring may take a call now: its signature is known there, and no call before it waits."""
-        client = self._client
-        return made < self._ring.until and self._connection == client.connection and not self._is_waiting()
+        if self._connection != self._client.connection or self._is_waiting():
+            return False
+        return made < self._ring.until or self._client.look()
 
-    def _remember(self, key: tuple[object, object, str], model: object, batch: object, context: Context) -> None:
+    def _remember(
+        self, key: tuple[object, str, str], place: int, model: object, batch: object, context: Context
+    ) -> None:
         """Notes a call that went through the ring. After two in a row that are the same a Repeat logs those to come."""
         label = key[1]
-        if self._previous.get(label) == key:
+        if self._previous.get(label) != key:
+            if len(self._previous) >= _TEXTS:
+                self._previous.clear()
+                self.repeats.clear()
+            self._previous[label] = key
+            self.repeats.pop(label, None)
+        elif self.repeats.get(label, self) is not None:
+            # None yet, or one that has seen something change.
             form = self._flops.form(model, batch)
-            if form is not None:
-                self.repeats[label] = Repeat(form, context, self._ring, self._places[key])
-            return
-        if len(self._previous) >= _TEXTS:
-            self._previous.clear()
-            self.repeats.clear()
-        self._previous[label] = key
-        self.repeats.pop(label, None)
+            self.repeats[label] = None if form is None else Repeat(form, context, self._ring, place)
 
-    def _open_ring(self, cost: object, label: str, context: Context) -> None:
+    def _open_ring(self, cost: object, label: str, context: Context, text: str) -> None:
         """The next such call may go through the ring, if the agent reads one and there is room for its text."""
         key = cost, label, context._fields
         if key in self._places:
             return
-        opened = self._client.open_ring(
-            f"{_wire.FLOPS_PER_BATCH.message}{context._fields}{self.label(label)}{self._texts[cost]}"
-        )
+        opened = self._client.open_ring(f"{_wire.FLOPS_PER_BATCH.message}{context._fields}{self.label(label)}{text}")
         if opened is not None:
             if len(self._places) >= _TEXTS:
                 self._places.clear()
@@ -187,7 +198,8 @@ class Costs:
         signature = part.get("signature")
         if len(part) == 1 and isinstance(signature, str):
             if signature in self._told:
-                refusal = self._client.log(function, fields + _signature_text(signature), synchronous, made)
+                text = fields + _signature_text(signature)
+                refusal = self._client.log(function, text, synchronous, made, self._connection)
                 self._after_signature(function, fields, part, refusal, synchronous, made)
                 return
             part = self._operators(part)
@@ -209,8 +221,7 @@ class Costs:
         if refusal in _UNKNOWN:
             self._send_whole(function, fields, self._operators(part), synchronous, made)
             return
-        self._follow_connection()
-        self._told.add(part["signature"])
+        self._follow_connection()  # which may have been lost meanwhile, and with it what had been told
 
     def _operators(self, part: dict[str, Any]) -> dict[str, Any]:
         """A signature's operators in its place, while they are kept."""
@@ -240,6 +251,9 @@ class Costs:
         return {**part, "operators": lists} if lists else part
 
     def _put(self, later: Callable[[], None]) -> None:
+        # Nothing overtakes a call that waits for its cost.
+        self._previous.clear()
+        self.repeats.clear()
         if self._queue is None:
             import queue
             import threading

@@ -2,7 +2,8 @@
 
 A message on a socket wakes the agent up, which between two steps of a training costs more than all the rest of a call.
 The agent looks into the ring by itself, soon, and before it measures a later call of this process. What is in the ring
-is read also when this process is killed; an agent that comes later goes on where the one before it stopped.
+is read also when this process is killed; an agent that comes later goes on where the one before it stopped, without the
+numbers of those signatures that it does not know yet.
 
 The layout is that of the agent (server/ring.go): a page with three numbers, then slots of four, then texts.
 """
@@ -23,6 +24,7 @@ _MARGIN = 256
 _SLOTS_AT = 4096
 _TEXTS_AT = _SLOTS_AT + _SLOTS * _SLOT_BYTES
 _TEXTS_BYTES = 64 << 10
+_TEXT_BYTES = 8 << 10
 _BYTES = _TEXTS_AT + _TEXTS_BYTES
 # linux/fcntl.h; Python has the names from 3.8 on, where the C library has them.
 _ADD_SEALS = 1033
@@ -33,7 +35,8 @@ class Ring:
     """One process's. `put` needs no lock, all else does. The constructor raises OSError where there is none."""
 
     __slots__ = (
-        "_handed", "_memory", "_texts", "_texts_end", "connection", "fd", "last", "numbers", "room", "until", "words",
+        "_handed", "_inode", "_memory", "_texts", "_texts_end", "connection", "fd", "last", "numbers", "room", "until",
+        "words",
     )  # fmt: skip
 
     def __init__(self, connection: int = 0) -> None:
@@ -45,6 +48,7 @@ class Ring:
             os.ftruncate(self.fd, _BYTES)
             fcntl.fcntl(self.fd, _ADD_SEALS, _SEAL_SEAL | _SEAL_SHRINK | _SEAL_GROW)
             self._memory = mmap.mmap(self.fd, _BYTES)
+            self._inode = os.fstat(self.fd).st_ino
         except BaseException:
             os.close(self.fd)
             raise
@@ -65,9 +69,16 @@ class Ring:
 
     def close(self) -> None:
         """Gives the memory back; a forked child does it with its copy of the parent's."""
+        self.until = 0
         self.words.release()
         self._memory.close()
-        os.close(self.fd)
+        try:
+            if (
+                os.fstat(self.fd).st_ino == self._inode
+            ):  # a daemon has perhaps closed everything, and opened other files
+                os.close(self.fd)
+        except OSError:
+            pass
 
     def hand_over(self) -> None:
         """The ring is about to be sent with a new stream."""
@@ -89,11 +100,12 @@ class Ring:
             return known
         data = text.encode("ascii")
         end = self._texts_end + len(data)
-        if not data or end > _TEXTS_BYTES:
+        if not 0 < len(data) <= _TEXT_BYTES or end > _TEXTS_BYTES:
             return 0
         self._memory[_TEXTS_AT + self._texts_end : _TEXTS_AT + end] = data
-        place = self._texts[text] = self._texts_end << 32 | len(data)
+        place = self._texts_end << 32 | len(data)
         self._texts_end = end
+        self._texts[text] = place
         return place
 
     def put(self, place: int, step: int, made: int) -> bool:

@@ -1,9 +1,9 @@
 """Notices when a model is no longer the one that was traced, for microseconds a call.
 
 A full walk over the modules gives a digest of everything that a trace depends on: classes, train flags, shapes and
-``requires_grad`` bits of the parameters, plain settings. Between walks every second call reads the bits of at most 8
-parameter tensors, spread evenly over the model, the next ones each time. A walk follows when a bit differs or a tensor
-is gone, when the model's train flag has changed, and every 128 calls.
+``requires_grad`` bits of the parameters, plain settings. Between walks each call reads the bits of the first parameter
+tensor, of the last two (the head), and of at most 5 others, spread evenly over the model, the next ones each time. A
+walk follows when a bit differs or a tensor is gone, when the model's train flag has changed, and every 128 calls.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Any, Dict, FrozenSet, List, Optional, Tuple
 
 import torch
 
-SLICE = 8
-EVERY = 2
+SLICE = 5
 CALLS = 128
 
 
@@ -41,10 +40,9 @@ class Watch:
             return None
         slices = self.slices
         try:
-            if calls & 1:
-                for reference, bit in slices[(calls >> 1) % len(slices)]:
-                    if reference().requires_grad is not bit:
-                        return None
+            for reference, bit in slices[calls % len(slices)]:
+                if reference().requires_grad is not bit:
+                    return None
         except AttributeError:  # a parameter that is gone
             return None
         return self.digest
@@ -76,11 +74,10 @@ class Watch:
         if digest != self.digest:  # else it stays the same object
             self.digest = digest
         self.device = parameters[0].device.type if parameters else "cpu"
-        count = max(-(-len(parameters) // SLICE), 1)
-        self.slices = [
-            [(weakref.ref(parameter), parameter.requires_grad) for parameter in parameters[start::count]]
-            for start in range(count)
-        ]
+        watched = [(weakref.ref(parameter), parameter.requires_grad) for parameter in parameters]
+        middle = watched[1:-2]
+        count = max(-(-len(middle) // SLICE), 1)
+        self.slices = [middle[start::count] + watched[:1] + watched[1:][-2:] for start in range(count)]
         return self.digest
 
     def expire(self) -> None:

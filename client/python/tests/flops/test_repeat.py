@@ -105,14 +105,14 @@ def test_a_freeze_is_noticed_within_the_bound(case: _Case, number: int) -> None:
     assert case.log()
     layer = case.model[number]
     layer.weight.requires_grad_(False)
-    calls = watch.EVERY * -(-40 // watch.SLICE)
+    calls = -(-37 // watch.SLICE)
     assert not all(case.log() for _ in range(calls))
 
 
 def test_a_replaced_layer_is_noticed_within_the_bound(case: _Case) -> None:
     assert case.log()
     case.model[3] = nn.Linear(8, 8)
-    calls = watch.EVERY * -(-40 // watch.SLICE)
+    calls = -(-37 // watch.SLICE)
     assert not all(case.log() for _ in range(calls))
 
 
@@ -130,3 +130,17 @@ def test_a_step_that_does_not_fit(case: _Case) -> None:
     assert case.log((1 << 63) - 1)
     assert not case.log(-1)
     assert not case.log(1 << 63)
+
+
+def test_a_frozen_network_is_noticed_at_once(case: _Case) -> None:
+    """As in a GAN, whose networks are frozen in turn."""
+    assert case.log()
+    case.model.requires_grad_(False)
+    assert not case.log()
+
+
+@pytest.mark.parametrize("number", [0, 19])
+def test_a_frozen_head_or_input_is_noticed_at_once(case: _Case, number: int) -> None:
+    assert case.log()
+    case.model[number].requires_grad_(False)
+    assert not case.log()
