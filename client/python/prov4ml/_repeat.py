@@ -70,8 +70,12 @@ class Repeat:
                 if item.shape != shape or item.dtype is not dtype or item.requires_grad is not grad:
                     return False
             slices = watch.slices
-            for reference, bit in slices[calls % len(slices)]:
-                if reference().requires_grad is not bit:
+            trained, frozen = slices[calls % len(slices)]
+            for reference in trained:
+                if not reference().requires_grad:
+                    return False
+            for reference in frozen:
+                if reference().requires_grad:
                     return False
         except Exception:  # no tensor, a parameter that is gone, a tensor without a shape
             return False

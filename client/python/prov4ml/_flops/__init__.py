@@ -66,12 +66,12 @@ What a known signature costs, and what it notices
 =================================================
 
 A call computes a key from the batch's shapes and dtypes, the model's train flag, the autocast setting and the
-``requires_grad`` bits of the first parameter tensor, the last two, and at most 5 others, spread evenly over the model,
-others in each call. So:
+``requires_grad`` bits of the first parameter tensor, the last, and two between them, others in each call. So:
 
 * a freeze or an unfreeze of a whole network (a GAN's), of everything but the head, or of the head, is noticed at once,
   and so is any other when the train flag has changed since, as it does around a validation; of one parameter tensor
-  in the middle within ``ceil(parameter tensors / 5)`` calls (12 for a ResNet-18, 58 for a Llama-7B);
+  in the middle within ``parameter tensors / 2`` calls (30 for a ResNet-18), of a run of neighbouring ones in
+  fewer, and within 128 calls in any case;
 * a replaced parameter whose predecessor was released: in the same bound;
 * any other change of structure (a module added, a module's own train flag, a plain setting such as ``num_layers``):
   within 128 calls, and whenever the model's train flag has changed.

@@ -2,8 +2,8 @@
 
 A full walk over the modules gives a digest of everything that a trace depends on: classes, train flags, shapes and
 ``requires_grad`` bits of the parameters, plain settings. Between walks each call reads the bits of the first parameter
-tensor, of the last two (the head), and of at most 5 others, spread evenly over the model, the next ones each time. A
-walk follows when a bit differs or a tensor is gone, when the model's train flag has changed, and every 128 calls.
+tensor, of the last, and of two between them, half a model apart, the next ones each time. A walk follows when a bit
+differs or a tensor is gone, when the model's train flag has changed, and every 128 calls.
 """
 
 from __future__ import annotations
@@ -13,8 +13,20 @@ from typing import Any, Dict, FrozenSet, List, Optional, Tuple
 
 import torch
 
-SLICE = 5
+SLICE = 2
 CALLS = 128
+
+
+# References to parameters that want a gradient, and to such that do not.
+_Slice = Tuple[List[Any], List[Any]]
+
+
+def _slice(parameters: List[torch.nn.Parameter]) -> _Slice:
+    trained: List[Any] = []
+    frozen: List[Any] = []
+    for parameter in parameters:
+        (trained if parameter.requires_grad else frozen).append(weakref.ref(parameter))
+    return trained, frozen
 
 
 class Watch:
@@ -27,7 +39,7 @@ class Watch:
         self.changed: FrozenSet[Tuple[int, str]] = frozenset()
         self.device = "cpu"
         self._settings: Dict[Tuple[int, str], Any] = {}
-        self.slices: List[List[Tuple[Any, bool]]] = [[]]
+        self.slices: List[_Slice] = [([], [])]
         # Since the last walk; also says which slice is looked at.
         self.calls = 0
         self._training = model.training
@@ -40,8 +52,12 @@ class Watch:
             return None
         slices = self.slices
         try:
-            for reference, bit in slices[calls % len(slices)]:
-                if reference().requires_grad is not bit:
+            trained, frozen = slices[calls % len(slices)]
+            for reference in trained:
+                if not reference().requires_grad:
+                    return None
+            for reference in frozen:
+                if reference().requires_grad:
                     return None
         except AttributeError:  # a parameter that is gone
             return None
@@ -74,10 +90,9 @@ class Watch:
         if digest != self.digest:  # else it stays the same object
             self.digest = digest
         self.device = parameters[0].device.type if parameters else "cpu"
-        watched = [(weakref.ref(parameter), parameter.requires_grad) for parameter in parameters]
-        middle = watched[1:-2]
+        middle = parameters[1:-1]
         count = max(-(-len(middle) // SLICE), 1)
-        self.slices = [middle[start::count] + watched[:1] + watched[1:][-2:] for start in range(count)]
+        self.slices = [_slice(middle[start::count] + parameters[:1] + parameters[1:][-1:]) for start in range(count)]
         return self.digest
 
     def expire(self) -> None:

@@ -105,14 +105,14 @@ def test_a_freeze_is_noticed_within_the_bound(case: _Case, number: int) -> None:
     assert case.log()
     layer = case.model[number]
     layer.weight.requires_grad_(False)
-    calls = -(-37 // watch.SLICE)
+    calls = -(-38 // watch.SLICE)
     assert not all(case.log() for _ in range(calls))
 
 
 def test_a_replaced_layer_is_noticed_within_the_bound(case: _Case) -> None:
     assert case.log()
     case.model[3] = nn.Linear(8, 8)
-    calls = -(-37 // watch.SLICE)
+    calls = -(-38 // watch.SLICE)
     assert not all(case.log() for _ in range(calls))
 
 
