@@ -34,6 +34,11 @@ _UNKNOWN = ("not_found", "failed_precondition")
 class Costs:
     """Logs FLOPs through a client."""
 
+    __slots__ = (
+        "_client", "_connection", "_flops", "_labels", "_pid", "_places", "_previous", "_queue", "_ring", "_texts",
+        "_thread", "_told", "repeats",
+    )  # fmt: skip
+
     def __init__(self, client: Client) -> None:
         self._client = client
         self._begin()

@@ -32,6 +32,8 @@ def _slice(parameters: List[torch.nn.Parameter]) -> _Slice:
 class Watch:
     """Evidence about one model. Threads that use it together may walk twice, no more."""
 
+    __slots__ = ("_settings", "_training", "calls", "changed", "device", "digest", "slices", "volatile")
+
     def __init__(self, model: torch.nn.Module) -> None:
         self.digest = 0
         # Settings (path, name) that change while the cost does not: step counters.
