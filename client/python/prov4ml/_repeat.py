@@ -22,14 +22,15 @@ class Repeat:
     """A call that has been logged through the ring, and can be again."""
 
     __slots__ = (
-        "any_autocast", "cls", "connection", "context", "digest", "entry", "keys", "limit", "model", "place", "ring",
-        "tensors", "training", "watch", "words",
+        "any_autocast", "cls", "connection", "context", "digest", "entry", "is_sequence", "keys", "limit", "model",
+        "place", "ring", "tensors", "training", "watch", "words",
     )  # fmt: skip
 
     def __init__(self, form: Form, context: Context, ring: Ring, place: int) -> None:
         self.model = form.model
         self.training = form.training
         self.cls = form.cls
+        self.is_sequence = form.cls in (tuple, list)
         self.keys = form.keys
         self.tensors = form.tensors
         self.watch = form.watch
@@ -45,28 +46,29 @@ class Repeat:
 
     def log(self, model: Any, batch: Any, context: object, step: int) -> bool:
         """Logs the call if it is the same, but for the step. False: nothing is done."""
-        cls = type(batch)
         if (
             context is not self.context
             or self.model() is not model
             or model.training is not self.training  # type: ignore[union-attr]  # it is a module
-            or cls is not self.cls
+            or type(batch) is not self.cls
             or step >> 63
         ):
             return False
-        if cls is dict:
-            if list(batch) != self.keys:
-                return False
-            batch = batch.values()
-        elif cls is not tuple and cls is not list:
-            batch = (batch,)
+        items: Any = batch
+        if not self.is_sequence:
+            if self.cls is dict:
+                if list(items) != self.keys:
+                    return False
+                items = items.values()
+            else:
+                items = (items,)
         tensors = self.tensors
-        if len(batch) != len(tensors):
+        if len(items) != len(tensors):
             return False
         watch = self.watch
         calls = watch.calls
         try:
-            for item, (shape, dtype, grad) in zip(batch, tensors):
+            for item, (shape, dtype, grad) in zip(items, tensors):
                 if item.shape != shape or item.dtype is not dtype or item.requires_grad is not grad:
                     return False
             slices = watch.slices
