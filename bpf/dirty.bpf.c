@@ -29,7 +29,8 @@ static __always_inline int made_dirty(__u64 page, struct address_space *mapping)
 	if (read_field(current, flags) & PF_LOCAL_THROTTLE)
 		tree = TREE_LOWER;
 	else if (is_nobody(current)) {
-		// A kernel thread that writes for others (nfsd): the owner from when the file was last dirty is not this page's.
+		// A kernel thread that writes for others (nfsd): the owner from when the file was last dirty is not
+		// this page's.
 		__u64 address = (__u64)inode;
 		if ((inode->i_mode & S_IFMT) == S_IFREG && !(mapping->i_pages.xa_flags & XA_MARKS))
 			bpf_map_delete_elem(&inodes, &address);

@@ -19,8 +19,8 @@ struct live {
 	__u64 rss_pages;
 	__u64 swap_pages;
 	__u32 processes;
-	__u32 each;    // entries of each_live
-	__u32 torn;    // processes whose usage may be too high
+	__u32 each; // entries of each_live
+	__u32 torn; // processes whose usage may be too high
 	__u32 pad;
 };
 

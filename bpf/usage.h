@@ -169,9 +169,9 @@ static __noinline bool read_usage_once(struct task_struct *leader, struct proc *
 	return !(before & 1) && lock_count(sig) == before;
 }
 
-// Reads what the process of this group leader has used. The caller holds the RCU read lock. False: a thread was released
-// all the while (its CPU may stand still in the middle of that, in a virtual machine), and may be counted twice.
-// Not a loop: clang enters it behind a call, which kernels before 6.8 take for an endless one.
+// Reads what the process of this group leader has used. The caller holds the RCU read lock. False: a thread was
+// released all the while (its CPU may stand still in the middle of that, in a virtual machine), and may be counted
+// twice. Not a loop: clang enters it behind a call, which kernels before 6.8 take for an endless one.
 static __always_inline bool read_usage(struct task_struct *leader, struct proc *p, struct thread_walk *w)
 {
 	return read_usage_once(leader, p, w) || read_usage_once(leader, p, w) || read_usage_once(leader, p, w);

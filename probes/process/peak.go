@@ -1,6 +1,7 @@
 package process
 
 import (
+	"maps"
 	"sync"
 	"time"
 
@@ -264,10 +265,20 @@ func (p *kernelPeak) bounds(exited treeExits) peakBounds {
 		grown = max(grown, exited.peakPages)
 	}
 	b.lower = grown + sleeping
-	b.exact = tight && b.ran <= 1 && exited.processes == 0
+	b.exact = tight && b.ran <= 1 && exited.processes == 0 && !exited.torn && stayed == uint64(len(p.start))
 	// Those that have exited: each was at most at its own peak, which may be older than the window.
 	b.upper += exited.peakPages
 	b.ran += exited.processes
+	if exited.torn {
+		// One that was exiting may be neither among the living nor among the exited yet.
+		gone := maps.Clone(p.start)
+		for i := range p.now {
+			delete(gone, processID{p.now[i].Id.StartNanos, p.now[i].Id.Tgid})
+		}
+		for _, before := range gone {
+			b.upper += before.highestPages
+		}
+	}
 	return b
 }
 
