@@ -86,14 +86,15 @@ func (w *ringWriter) open(t *testing.T, r *running) net.Conn {
 	}
 	t.Cleanup(func() { _ = c.Close() })
 	atomic.AddUint64(w.at(8), 1)
-	head := "POST /prov4ml.v1.AgentService/LogStream HTTP/1.1\r\nHost: agent\r\nContent-Type: application/connect+json\r\n" +
-		"Connect-Protocol-Version: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
-	if _, _, err := c.(*net.UnixConn).WriteMsgUnix([]byte(head), unix.UnixRights(w.fd), nil); err != nil {
+	if _, _, err := c.(*net.UnixConn).WriteMsgUnix([]byte(streamHead), unix.UnixRights(w.fd), nil); err != nil {
 		t.Fatal(err)
 	}
 	tell(t, c, firstStep)
 	return c
 }
+
+const streamHead = "POST /prov4ml.v1.AgentService/LogStream HTTP/1.1\r\nHost: agent\r\nContent-Type: application/connect+json\r\n" +
+	"Connect-Protocol-Version: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 // firstStep is that of each stream's first message, before which the ring is not read.
 const firstStep = 100_000
