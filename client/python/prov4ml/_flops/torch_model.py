@@ -6,7 +6,7 @@ import contextlib
 import random
 import sys
 import weakref
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 import torch
 
@@ -28,39 +28,23 @@ _STRIKES = 3  # equal costs under different numbers before numbers are left out 
 _MAX_LEARNED = 4096
 
 
-class Form:
+class Form(NamedTuple):
     """One batch of one model as prov4ml._repeat compares it."""
 
-    __slots__ = (
-        "any_autocast", "cls", "digest", "entry", "keys", "limit", "model", "tensors", "training", "watch",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        model: weakref.ref[torch.nn.Module],
-        training: bool,
-        cls: type,
-        keys: List[Any],
-        tensors: Tuple[Tuple[Any, Any, bool], ...],
-        watch: Watch,
-        digest: int,
-        any_autocast: Callable[[], bool],
-        entry: Any,
-    ) -> None:
-        self.model = model
-        self.training = training
-        # The batch's type, and the keys of a dict.
-        self.cls = cls
-        self.keys = keys
-        # Shape, dtype and requires_grad of each.
-        self.tensors = tensors
-        self.watch = watch
-        self.digest = digest
-        self.any_autocast = any_autocast
-        # Of calls between two walks.
-        self.limit = CALLS
-        # The tracer's, which counts the batches.
-        self.entry = entry
+    model: weakref.ref[torch.nn.Module]
+    training: bool
+    # The batch's type, and the keys of a dict.
+    cls: type
+    keys: List[Any]
+    # Shape, dtype and requires_grad of each.
+    tensors: Tuple[Tuple[Any, Any, bool], ...]
+    watch: Watch
+    digest: int
+    any_autocast: Callable[[], bool]
+    # The tracer's, which counts the batches.
+    entry: Any
+    # Of calls between two walks.
+    limit: int = CALLS
 
 
 class TorchModel:
