@@ -54,8 +54,8 @@ test-long: ## Run at full length what test runs short: leaks, restarts in a writ
 	$(GO) test -count=1 -v -timeout 90m -run '^(TestNothingLeaks|TestServeKilledDuringAWriter)$$' ./e2e
 
 .PHONY: fuzz
-fuzz: ## Run each fuzz target for FUZZTIME (default 20s)
-	.ci/fuzz $(or $(FUZZTIME),20s)
+fuzz: ## Run each fuzz target for FUZZTIME inputs (default 50000x)
+	.ci/fuzz $(or $(FUZZTIME),50000x)
 
 .PHONY: bench
 bench: build python-test ## Measure what a call costs, beside psutil, in one run
