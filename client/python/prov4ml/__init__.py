@@ -70,6 +70,8 @@ def log_system_metrics(
     try:
         # The usual forms are joined here; whatever else a script passes is looked at in _fields.
         if type(context) is Context and type(step) is int and timestamp is None and -_2_63 <= step < _2_63:
+            if synchronous is False and _agent.tell(context._usual, step):
+                return
             fields = f'{context._fields}"step":{step},'
         else:
             fields = _fields(context, step, timestamp)

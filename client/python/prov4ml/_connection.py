@@ -21,7 +21,7 @@ _RECEIVE_BYTES = 64 << 10
 # More room for asynchronous calls while the agent is busy; the kernel caps it at net.core.wmem_max.
 _SEND_BUFFER_BYTES = 4 << 20
 # How many calls are told between two looks for an answer that ends the stream early.
-_TOLD_BETWEEN_LOOKS = 64
+TOLD_BETWEEN_LOOKS = 64
 
 
 def socket_path() -> str:
@@ -208,30 +208,36 @@ class Telling(_Connection):
         except OSError:
             pass  # the default holds some 200 calls
         # The rest of something of which the kernel took only a part.
-        self._unsent = _wire.STREAM_HEAD
+        self.unsent = _wire.STREAM_HEAD
         self._told = 0
 
     def tell(self, message: bytes) -> bool:
         """Writes a message to the kernel. False when it takes nothing now or the stream is over: nothing was said."""
-        if self._unsent and not self.flush(0):
+        if self.ended or (self.unsent and not self.flush(0)):
             return False
         self._told += 1
-        if self._told % _TOLD_BETWEEN_LOOKS == 0 and self._readable.poll(0):
-            self.ended = True
+        if self._told % TOLD_BETWEEN_LOOKS == 0 and self.has_hung_up():
             return False
-        sent = self._send(message)
-        if sent == len(message):
-            return True
-        if not sent:
+        return self.put(message)
+
+    def put(self, message: bytes) -> bool:
+        """The last step of `tell`: nothing may be unsent before."""
+        try:
+            sent = self._sock.send(message, _NO_SIGNAL)
+        except BlockingIOError:
             return False
-        self._unsent = message[sent:]
+        except OSError:
+            self.ended = self.unread = True
+            return False
+        if sent != len(message):
+            self.unsent = message[sent:]
         return True
 
     def flush(self, deadline: int) -> bool:
         """Writes what is left of a message. True when nothing is left at the deadline."""
-        while self._unsent:
-            sent = self._send_ring() if self._ring >= 0 else self._send(self._unsent)
-            self._unsent = self._unsent[sent:]
+        while self.unsent:
+            sent = self._send_ring() if self._ring >= 0 else self._send(self.unsent)
+            self.unsent = self.unsent[sent:]
             if not sent and (self.ended or not self._writable.poll(milliseconds(deadline))):
                 return False
         return True
@@ -239,7 +245,7 @@ class Telling(_Connection):
     def _send_ring(self) -> int:
         try:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, self._ring.to_bytes(4, sys.byteorder))]
-            sent = self._sock.sendmsg([self._unsent], rights, _NO_SIGNAL)
+            sent = self._sock.sendmsg([self.unsent], rights, _NO_SIGNAL)
         except BlockingIOError:
             return 0
         except OSError:
@@ -262,7 +268,7 @@ class Telling(_Connection):
         """Ends the request and waits for its answer, which comes when every call is recorded. None = none came."""
         if not self.flush(deadline):
             return None
-        self._unsent = _wire.STREAM_END
+        self.unsent = _wire.STREAM_END
         return self.answer(deadline) if self.flush(deadline) else None
 
     def answer(self, deadline: int) -> _wire.Answer | None:

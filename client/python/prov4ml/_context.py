@@ -16,8 +16,9 @@ class Context(enum.Enum):
     TESTING = "testing"
 
     def __init__(self, value: str) -> None:
-        # The member's part of a message, made once: a call then only joins strings.
+        # The member's part of a message, and the beginning of a usual call's chunk: a call then only joins strings.
         self._fields = f'"context":"{value}",'
+        self._usual = _wire.usual(self._fields)
 
 
 def context_fields(context: object) -> str:

@@ -62,6 +62,22 @@ def streamed(function: Function, fields: str) -> bytes:
     return f"{size + 5:x}\r\n\0\0\0{chr(size >> 8)}{chr(size & 255)}{message}\r\n".encode("latin-1")
 
 
+# Of a usual call's message, so that its lengths are known beforehand. JSON allows the spaces that fill it up; the
+# longest context and numbers (20 digits) leave some.
+_USUAL_BYTES = 184
+# The whole chunk but its end of line.
+USUAL_CHUNK_BYTES = 9 + _USUAL_BYTES
+
+
+def usual(fields: str) -> str:
+    """The chunk of an asynchronous log_system_metrics call as far as its step, as characters of one byte.
+
+    Behind the fields come spaces up to USUAL_CHUNK_BYTES, and an end of line.
+    """
+    envelope = f"{_USUAL_BYTES + 5:x}\r\n\0\0\0\0{chr(_USUAL_BYTES)}"
+    return f'{envelope}{SYSTEM_METRICS.message}{fields}"step":'
+
+
 def quote(text: str) -> str:
     """A JSON string in ASCII. Half surrogates, which file names may bring in, become question marks."""
     if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:

@@ -21,12 +21,14 @@ from prov4ml import _wire
 from prov4ml._client import Client, Description
 
 METRICS = _wire.SYSTEM_METRICS
+USUAL = _wire.usual("")
 
 
 def log(client: Client, step: int, synchronous: bool = True) -> float:
-    """One call; how long it took, in seconds."""
+    """One call, as the package makes it; how long it took, in seconds."""
     began = time.monotonic()
-    client.log(METRICS, f'"step":{step},', synchronous)
+    if synchronous or not client.tell(USUAL, step):
+        client.log(METRICS, f'"step":{step},', synchronous)
     return time.monotonic() - began
 
 
@@ -75,6 +77,30 @@ def test_an_asynchronous_call_is_written_in_the_call(agent: Agent, client: Clien
     # Nothing drains afterwards: what has not been written by now would never be.
     client.forked()
     assert steps(agent.wait_logs(100)) == list(range(100))
+
+
+def test_the_usual_call_says_what_the_other_says(agent: Agent, client: Client) -> None:
+    log(client, 0, synchronous=False)
+    began = time.monotonic_ns()
+    assert client.tell(_wire.usual('"context":"x",'), -5)
+    client.log(METRICS, '"context":"x","step":-5,', False)
+    _, usual, other = (t.message for t in agent.wait_logs(3))
+    assert (usual.pop("seq"), other.pop("seq")) == (2, 3)
+    assert began < usual.pop("monotonicNanos") < other.pop("monotonicNanos") < time.monotonic_ns()
+    assert usual == other == {"synchronous": False, "context": "x", "step": -5}
+
+
+def test_the_usual_call_does_nothing_when_something_is_not_usual(agent: Agent, client: Client) -> None:
+    assert not client.tell(USUAL, 1)  # no stream
+    log(client, 2, synchronous=False)
+    client._put_aside(Description(name="x"))
+    assert not client.tell(USUAL, 3)
+    log(client, 4, synchronous=False)
+    with client._lock:
+        assert not client.tell(USUAL, 5)
+    log(client, 6, synchronous=False)
+    assert steps(agent.wait_logs(3)) == [2, 4, 6]
+    assert [t.message["seq"] for t in agent.logs()] == [1, 2, 3]
 
 
 # Not there.

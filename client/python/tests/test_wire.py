@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from prov4ml import _wire
+from prov4ml import Context, _wire
 
 
 def test_a_request_is_these_bytes() -> None:
@@ -25,6 +25,19 @@ def test_a_streamed_call_is_one_chunk_with_one_envelope(size: int) -> None:
     assert _wire.streamed(_wire.FLOPS_PER_BATCH, fields) == (
         f"{len(message) + 5:x}".encode() + b"\r\n\x00" + len(message).to_bytes(4, "big") + message + b"\r\n"
     )
+
+
+@pytest.mark.parametrize("context", Context)
+@pytest.mark.parametrize("number", [0, -(1 << 63), (1 << 63) - 1])
+def test_a_usual_call_is_the_same_chunk_filled_up(context: Context, number: int) -> None:
+    rest = f'{number},"seq":{(1 << 64) - 1},"monotonicNanos":{(1 << 63) - 1}}}}}'
+    chunk = (_wire.usual(context._fields) + rest).ljust(_wire.USUAL_CHUNK_BYTES).encode("latin-1") + b"\r\n"
+    head, body = chunk.split(b"\r\n", 1)
+    assert len(body) == int(head, 16) + 2
+    assert body.endswith(b" \r\n")
+    assert body[:5] == b"\0" + (len(body) - 7).to_bytes(4, "big")
+    fields = f'{context._fields}"step":{number},"seq":{(1 << 64) - 1},"monotonicNanos":{(1 << 63) - 1}'
+    assert body[5:].rstrip() == _wire.streamed(_wire.SYSTEM_METRICS, fields).split(b"\r\n")[1][5:]
 
 
 @pytest.mark.parametrize(
