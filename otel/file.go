@@ -216,31 +216,31 @@ func (f *lineFile) connection() (*grpc.ClientConn, error) {
 
 func (f *lineFile) intercept(ctx context.Context, _ string, req, _ any, _ *grpc.ClientConn, _ grpc.UnaryInvoker, _ ...grpc.CallOption) error {
 	o := outcomeOf(ctx)
-	if !o.admit(req) {
+	order(req)
+	m, ok := req.(proto.Message)
+	if !ok {
+		return fmt.Errorf("a request is a %T", req)
+	}
+	wire, err := proto.Marshal(m)
+	if !o.admit(len(wire)) {
 		return errTooLarge
 	}
-	order(req)
-	line, err := lineOf(req)
+	var line []byte
+	if err == nil {
+		line, err = lineOf(req, wire)
+	}
 	if err != nil {
-		o.code, o.err = codes.Internal, err
-		return err
+		o.code, o.err = codes.Internal, fmt.Errorf("make a line of a request: %w", err)
+		return o.err
 	}
 	f.lines.Write(line)
 	f.lines.WriteByte('\n')
 	return nil
 }
 
-// lineOf writes a request as the collector does: ids in hex, enumerations as numbers, 64-bit integers as strings.
-func lineOf(req any) ([]byte, error) {
-	m, ok := req.(proto.Message)
-	if !ok {
-		return nil, fmt.Errorf("a request is a %T", req)
-	}
-	// An export request has the wire form of the data that it carries.
-	wire, err := proto.Marshal(m)
-	if err != nil {
-		return nil, fmt.Errorf("encode a request: %w", err)
-	}
+// lineOf writes a request as the collector does: ids in hex, enumerations as numbers, 64-bit integers as strings. wire is the
+// request's wire form, which is that of the data that it carries.
+func lineOf(req any, wire []byte) ([]byte, error) {
 	switch req.(type) {
 	case *coltracepb.ExportTraceServiceRequest:
 		data, err := (&ptrace.ProtoUnmarshaler{}).UnmarshalTraces(wire)

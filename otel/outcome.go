@@ -3,6 +3,7 @@ package otel
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -89,12 +90,9 @@ func outcomeOf(ctx context.Context) *outcome {
 	return &outcome{}
 }
 
-// admit notes that the request came to the connection, and says whether it may pass.
-func (o *outcome) admit(req any) bool {
-	o.called = true
-	if m, ok := req.(proto.Message); ok {
-		o.size = proto.Size(m)
-	}
+// admit notes that a request of size bytes came to the connection, and says whether it may pass.
+func (o *outcome) admit(size int) bool {
+	o.called, o.size = true, size
 	o.tooLarge = o.limit > 0 && o.size > o.limit
 	return !o.tooLarge
 }
@@ -104,7 +102,11 @@ var errTooLarge = errors.New("the request is larger than a receiver takes by def
 // observe is the interceptor of an OTLP connection.
 func observe(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	o := outcomeOf(ctx)
-	if !o.admit(req) {
+	m, ok := req.(proto.Message)
+	if !ok {
+		return fmt.Errorf("a request is a %T", req)
+	}
+	if !o.admit(proto.Size(m)) {
 		return errTooLarge
 	}
 	order(req)

@@ -13,10 +13,6 @@ import (
 	"math"
 	"os"
 	"time"
-
-	"google.golang.org/protobuf/proto"
-
-	"github.com/prov4ml/agent/record"
 )
 
 // checkedBytes is the largest file whose structure is checked as a whole when it is opened; it takes about 0.1 s. Damage in
@@ -152,8 +148,8 @@ func (d *database) rescue(ctx context.Context, aside string) (records int64, los
 		blob, _ := row[7].([]byte)
 		seq, _ := row[0].(int64)
 		// A torn page can hold a record that SQLite takes for whole.
-		if err := proto.Unmarshal(blob, &record.LogCall{}); err != nil {
-			return fmt.Errorf("decode record %d: %w", seq, err)
+		if _, err := decode(blob); err != nil {
+			return fmt.Errorf("record %d: %w", seq, err)
 		}
 		if _, err := d.insert.ExecContext(ctx, row...); err != nil {
 			return err

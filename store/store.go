@@ -14,8 +14,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/prov4ml/agent/record"
 )
 
@@ -318,6 +316,18 @@ func encode(rec *record.LogCall) ([]byte, error) {
 	return blob, nil
 }
 
+// decode reads a record's bytes, which belong to the record from now on.
+func decode(blob []byte) (*record.LogCall, error) {
+	rec := &record.LogCall{}
+	if err := rec.UnmarshalVTUnsafe(blob); err != nil {
+		return nil, fmt.Errorf("decode the record: %w", err)
+	}
+	if err := record.CheckText(rec); err != nil {
+		return nil, fmt.Errorf("decode the record: %w", err)
+	}
+	return rec, nil
+}
+
 // Recall returns the state that was last committed for a process; nil if there is none.
 func (s *Store) Recall(process string) ([]byte, error) {
 	var state []byte
@@ -472,8 +482,8 @@ func (d *database) fetch(after, last int64, maxRecords, maxBytes int) (p page, e
 			return p, nil
 		}
 		p.through = seq
-		rec := &record.LogCall{}
-		if err := proto.Unmarshal(blob, rec); err != nil {
+		rec, err := decode(bytes.Clone(blob))
+		if err != nil {
 			p.unreadable = append(p.unreadable, unreadable{seq, err})
 			continue
 		}
