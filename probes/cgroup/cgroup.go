@@ -28,10 +28,14 @@ type Config struct {
 	MaxAge time.Duration
 }
 
-// slower is how many times MaxAge what changes rarely, or costs much, may be old: which cgroup it is and its limit (1 s by default).
+// slower is how many times MaxAge what changes rarely, or costs much, may be old: which cgroup it is (1 s by default), and its limit
+// (twice that, since processes of one cgroup share it).
 // The kernel takes 172 µs to print a mountinfo of 400 mounts. And the parts: to print memory.stat the kernel adds up all CPUs'
 // counts, which it does by itself only every 2 s (FLUSH_TIME in mm/memcontrol.c).
 const slower = 100
+
+// slowest is the same for where the hierarchies are mounted (a minute by default).
+const slowest = 6000
 
 // Value is a number of bytes, or of µs of PSI, and how well it is known.
 type Value struct {
@@ -62,8 +66,6 @@ type Memory struct {
 	taken time.Time
 	pid   int
 	home  home
-	// partsTaken is when AnonBytes, FileBytes, ShmemBytes and KernelBytes were read.
-	partsTaken time.Time
 }
 
 // home is the cgroup that is read for a process.
@@ -96,10 +98,34 @@ func (o *openFiles) close() {
 // Probe reads cgroups. Its methods may be called from any goroutine.
 type Probe struct {
 	config Config
+	now    func() time.Time
 
 	mu       sync.Mutex
 	pressure *probes.File // the host's
+	// mounts are where the hierarchies are mounted, by version; what was not found is not in it.
+	mounts map[int]mounted
+	// homes and parts are what was found and read last, by where the process is and by directory, for all processes of a cgroup.
+	homes map[place]home
+	parts map[string]parts
 }
+
+// mounted is a mount point of a hierarchy, and which of its directories is mounted there.
+type mounted struct {
+	mount, root string
+	read        time.Time
+}
+
+// place is the cgroup that a process is in.
+type place struct{ mount, below string }
+
+// parts is what the usage of a cgroup is made of.
+type parts struct {
+	anonBytes, fileBytes, shmemBytes, kernelBytes Value
+	taken                                         time.Time
+}
+
+// maxKept bounds what is kept of cgroups: more than a node has jobs.
+const maxKept = 1024
 
 // New makes a probe.
 func New(config Config) *Probe {
@@ -109,13 +135,20 @@ func New(config Config) *Probe {
 	if config.MaxAge == 0 {
 		config.MaxAge = 10 * time.Millisecond
 	}
-	return &Probe{config: config, pressure: probes.NewFile(filepath.Join(config.ProcRoot, "pressure", "memory"))}
+	return &Probe{
+		config:   config,
+		now:      time.Now,
+		pressure: probes.NewFile(filepath.Join(config.ProcRoot, "pressure", "memory")),
+		mounts:   map[int]mounted{},
+		homes:    map[place]home{},
+		parts:    map[string]parts{},
+	}
 }
 
 // Read returns the memory cgroup of a process, or last where that is a reading of the same process and young enough. Of a process that
 // has exited it reads the cgroup of last. The readings of one process are made one after the other: they share open files.
 func (p *Probe) Read(pid int, last *Memory) Memory {
-	now := time.Now()
+	now := p.now()
 	if last != nil && (last.pid != pid || last.taken.IsZero()) {
 		last = nil
 	}
@@ -125,20 +158,20 @@ func (p *Probe) Read(pid int, last *Memory) Memory {
 	var m Memory
 	if last != nil && now.Sub(last.home.found) < slower*p.config.MaxAge {
 		m.home = last.home
-		p.readHome(&m, last, now)
+		p.readHome(&m, now)
 	}
 	if m.State != record.State_OK && (m.home.missing == "" || m.home.found.IsZero()) {
 		// None is known yet, or it is gone.
 		m = Memory{home: p.findHome(pid, last, now)}
-		p.readHome(&m, last, now)
+		p.readHome(&m, now)
 	}
 	m.HostSomeMicros, m.HostFullMicros = p.hostPressure()
 	m.taken, m.pid = now, pid
 	return m
 }
 
-// readHome reads the values of m.home, but such parts as last holds and are young enough.
-func (p *Probe) readHome(m, last *Memory, now time.Time) {
+// readHome reads the values of m.home; its parts once in a while.
+func (p *Probe) readHome(m *Memory, now time.Time) {
 	h := &m.home
 	if h.missing != "" {
 		m.State, m.Reason = record.State_ABSENT, "cgroup: "+h.missing
@@ -153,13 +186,32 @@ func (p *Probe) readHome(m, last *Memory, now time.Time) {
 	m.State, m.Path, m.LimitBytes = record.State_OK, strings.ToValidUTF8(h.path, "\uFFFD"), h.limitBytes
 	m.PeakBytes = numberOf(h.open.peak, h.peak, h.noPeak)
 	m.SomeMicros, m.FullMicros = h.readPressure()
-	if last != nil && last.home.dir == h.dir && now.Sub(last.partsTaken) < slower*p.config.MaxAge {
-		m.AnonBytes, m.FileBytes, m.ShmemBytes, m.KernelBytes = last.AnonBytes, last.FileBytes, last.ShmemBytes, last.KernelBytes
-		m.partsTaken = last.partsTaken
-		return
+	of := p.partsOf(h, now)
+	m.AnonBytes, m.FileBytes, m.ShmemBytes, m.KernelBytes = of.anonBytes, of.fileBytes, of.shmemBytes, of.kernelBytes
+}
+
+// partsOf reads memory.stat, or returns what was read of it lately.
+func (p *Probe) partsOf(h *home, now time.Time) parts {
+	p.mu.Lock()
+	known, ok := p.parts[h.dir]
+	p.mu.Unlock()
+	if ok && now.Sub(known.taken) < slower*p.config.MaxAge {
+		return known
 	}
-	h.readStat(h.dir, m)
-	m.partsTaken = now
+	read := h.readStat(h.dir)
+	read.taken = now
+	keep(p, p.parts, h.dir, read)
+	return read
+}
+
+// keep puts a value into one of the probe's maps.
+func keep[K comparable, V any](p *Probe, of map[K]V, key K, value V) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(of) >= maxKept {
+		clear(of)
+	}
+	of[key] = value
 }
 
 // findHome finds the cgroup of a process; of one that has exited, the one that last has.
@@ -171,7 +223,7 @@ func (p *Probe) findHome(pid int, last *Memory, now time.Time) home {
 	if err != nil {
 		h.missing = err.Error()
 	} else {
-		h.choose()
+		p.choose(&h, now)
 	}
 	h.found = now
 	if last != nil && last.home.open != nil {
@@ -203,22 +255,61 @@ func (p *Probe) find(pid int) (home, error) {
 	case strings.HasPrefix(below, "/.."):
 		return home{}, errors.New("the process's cgroup is outside the agent's cgroup namespace")
 	}
-	mounts, err := os.ReadFile(filepath.Join(p.config.ProcRoot, "self", "mountinfo"))
+	at, err := p.mountOf(version)
 	if err != nil {
-		return home{}, fmt.Errorf("mount points cannot be read: %v", err)
+		return home{}, err
 	}
-	mount, root, ok := mountOf(string(mounts), version)
-	if !ok {
-		return home{}, errors.New("the memory hierarchy is not mounted where the agent runs")
-	}
-	relative, ok := strings.CutPrefix(below, strings.TrimSuffix(root, "/"))
+	relative, ok := strings.CutPrefix(below, strings.TrimSuffix(at.root, "/"))
 	if !ok {
 		return home{}, errors.New("the process's cgroup is outside what is mounted where the agent runs")
 	}
 	if version == 1 {
-		return home{files: v1(), mount: mount, below: relative}, nil
+		return home{files: v1(), mount: at.mount, below: relative}, nil
 	}
-	return home{files: v2(), mount: mount, below: relative}, nil
+	return home{files: v2(), mount: at.mount, below: relative}, nil
+}
+
+// mountOf returns where a hierarchy is mounted, as it was read lately.
+func (p *Probe) mountOf(version int) (mounted, error) {
+	now := p.now()
+	p.mu.Lock()
+	known, ok := p.mounts[version]
+	p.mu.Unlock()
+	if ok && now.Sub(known.read) < slowest*p.config.MaxAge {
+		return known, nil
+	}
+	text, err := os.ReadFile(filepath.Join(p.config.ProcRoot, "self", "mountinfo"))
+	if err != nil {
+		return mounted{}, fmt.Errorf("mount points cannot be read: %v", err)
+	}
+	mount, root, ok := mountOf(string(text), version)
+	if !ok {
+		return mounted{}, errors.New("the memory hierarchy is not mounted where the agent runs")
+	}
+	found := mounted{mount, root, now}
+	keep(p, p.mounts, version, found)
+	return found, nil
+}
+
+// choose chooses the cgroup, or returns what was chosen lately for the same place.
+func (p *Probe) choose(h *home, now time.Time) {
+	at := place{h.mount, h.below}
+	p.mu.Lock()
+	known, ok := p.homes[at]
+	p.mu.Unlock()
+	if ok && now.Sub(known.found) < slower*p.config.MaxAge {
+		*h = known
+		return
+	}
+	h.choose()
+	if h.missing != "" {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		clear(p.mounts) // perhaps it is mounted elsewhere now
+		return
+	}
+	h.found = now
+	keep(p, p.homes, at, *h)
 }
 
 // memoryPath returns which version accounts the process's memory, and the path of its cgroup; 0 = none does.
@@ -370,17 +461,16 @@ func notRead(err error, missing string) Value {
 	return Value{State: record.State_ABSENT, Reason: err.Error()}
 }
 
-func (f files) readStat(dir string, m *Memory) {
+func (f files) readStat(dir string) (p parts) {
 	text, err := os.ReadFile(filepath.Join(dir, "memory.stat"))
 	if err != nil {
 		v := notRead(err, "")
-		m.AnonBytes, m.FileBytes, m.ShmemBytes, m.KernelBytes = v, v, v, v
-		return
+		return parts{anonBytes: v, fileBytes: v, shmemBytes: v, kernelBytes: v}
 	}
 	unknown := func(key string) Value {
 		return Value{State: record.State_UNSUPPORTED, Reason: "this kernel's memory.stat has no " + key}
 	}
-	m.AnonBytes, m.FileBytes, m.ShmemBytes, m.KernelBytes = unknown(f.anon), unknown(f.file), unknown(f.shmem), unknown("kernel")
+	p.anonBytes, p.fileBytes, p.shmemBytes, p.kernelBytes = unknown(f.anon), unknown(f.file), unknown(f.shmem), unknown("kernel")
 	for line := range strings.Lines(string(text)) {
 		key, value, _ := strings.Cut(strings.TrimSpace(line), " ")
 		n, err := strconv.ParseUint(value, 10, 64)
@@ -389,20 +479,21 @@ func (f files) readStat(dir string, m *Memory) {
 		}
 		switch v := (Value{Amount: n, State: record.State_OK}); key {
 		case f.anon:
-			m.AnonBytes = v
+			p.anonBytes = v
 		case f.file:
-			m.FileBytes = v
+			p.fileBytes = v
 		case f.shmem:
-			m.ShmemBytes = v
+			p.shmemBytes = v
 		case f.kernelKey:
-			m.KernelBytes = v
+			p.kernelBytes = v
 		}
 	}
 	// Both versions count shared memory as file pages too.
-	m.FileBytes.Amount -= min(m.ShmemBytes.Amount, m.FileBytes.Amount)
+	p.fileBytes.Amount -= min(p.shmemBytes.Amount, p.fileBytes.Amount)
 	if f.kernelFile != "" {
-		m.KernelBytes = readNumber(filepath.Join(dir, f.kernelFile), "this kernel has no "+f.kernelFile)
+		p.kernelBytes = readNumber(filepath.Join(dir, f.kernelFile), "this kernel has no "+f.kernelFile)
 	}
+	return p
 }
 
 func (h *home) readPressure() (some, full Value) {

@@ -233,8 +233,10 @@ func TestWhatIsDearIsReadLessOften(t *testing.T) {
 		m.write("v2/"+cgroup+"/memory.stat", fmt.Sprintln("anon", anon))
 		m.write("v2/"+cgroup+"/memory.max", fmt.Sprintln(limit))
 	}
-	const maxAge = time.Minute // a minute does not pass here: readings are made older by hand
+	const maxAge = 10 * time.Millisecond
 	p := New(Config{ProcRoot: filepath.Join(m.root, "proc"), MaxAge: maxAge})
+	now := time.Now()
+	p.now = func() time.Time { return now }
 	check := func(got Memory, path string, usage, anon, limit uint64) {
 		t.Helper()
 		if got.Path != path || got.UsageBytes != ok(usage) || got.AnonBytes != ok(anon) || got.LimitBytes != ok(limit) {
@@ -248,18 +250,26 @@ func TestWhatIsDearIsReadLessOften(t *testing.T) {
 	check(last, "/a", 1, 1, 10)
 
 	set("a", 2, 2, 20)
-	last.taken = last.taken.Add(-maxAge)
+	check(p.Read(7, &last), "/a", 1, 1, 10)
+
+	now = now.Add(maxAge)
 	last = p.Read(7, &last)
 	check(last, "/a", 2, 1, 10)
 
-	last.taken = last.taken.Add(-maxAge)
-	last.partsTaken = last.partsTaken.Add(-slower * maxAge)
-	last = p.Read(7, &last)
-	check(last, "/a", 2, 2, 10)
+	// Another process of the cgroup shares what was found, and reads the usage by itself.
+	m.write("proc/8/cgroup", "0::/a\n")
+	check(p.Read(8, nil), "/a", 2, 1, 10)
 
+	now = now.Add(slower * maxAge)
+	last = p.Read(7, &last)
+	check(last, "/a", 2, 2, 20)
+
+	// A process that moved is noticed when its cgroup is looked up again.
 	m.write("proc/7/cgroup", "0::/b\n")
-	last.taken = last.taken.Add(-maxAge)
-	last.home.found = last.home.found.Add(-slower * maxAge)
+	now = now.Add(maxAge)
+	last = p.Read(7, &last)
+	check(last, "/a", 2, 2, 20)
+	now = now.Add(slower * maxAge)
 	last = p.Read(7, &last)
 	check(last, "/b", 5, 5, 50)
 
@@ -269,8 +279,23 @@ func TestWhatIsDearIsReadLessOften(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(m.root, "v2/b")); err != nil {
 		t.Fatal(err)
 	}
-	last.taken = last.taken.Add(-maxAge)
-	check(p.Read(7, &last), "/a", 2, 2, 20)
+	set("a", 3, 3, 30)
+	now = now.Add(maxAge)
+	last = p.Read(7, &last)
+	check(last, "/a", 3, 3, 30)
+
+	// So is a hierarchy that was mounted elsewhere, once nothing is found where it was.
+	if err := os.Rename(filepath.Join(m.root, "v2"), filepath.Join(m.root, "elsewhere")); err != nil {
+		t.Fatal(err)
+	}
+	last.home.open.close()
+	m.write("proc/self/mountinfo", "32 25 0:28 / "+filepath.Join(m.root, "elsewhere")+" rw - cgroup2 cgroup2 rw\n")
+	now = now.Add(slower * maxAge)
+	if got := p.Read(7, &last); got.State != record.State_ABSENT {
+		t.Errorf("got %+v, want none", got)
+	}
+	now = now.Add(slower * maxAge)
+	check(p.Read(7, nil), "/a", 3, 3, 30)
 }
 
 // What this machine says of this process is what its files say.
