@@ -22,6 +22,9 @@ const (
 	maxRequestBytes   = 2 << 20
 )
 
+// burstRecords is how many records are a burst: they take milliseconds of a processor.
+const burstRecords = 64
+
 // maxRetryInfo bounds the wait that a receiver asks for.
 const maxRetryInfo = 10 * time.Minute
 
@@ -37,6 +40,7 @@ type worker struct {
 	// file is nil for a destination behind OTLP.
 	file *lineFile
 
+	burst                  func() (over func())
 	linger                 time.Duration
 	retryInitial, retryMax time.Duration
 	log                    *slog.Logger
@@ -85,16 +89,7 @@ func (w *worker) run(ctx context.Context) {
 		maxRecords *= 8
 	}
 	for failures := 0; ; {
-		batch, err := w.reader.Next(ctx, maxRecords, maxRequestBytes)
-		if ctx.Err() != nil || errors.Is(err, store.ErrClosed) {
-			return
-		}
-		more := false
-		if err == nil {
-			// A batch that its bounds cut short is a full one, in bytes or in records.
-			more = w.reader.Behind(batch[len(batch)-1].Seq) > 0
-			err = w.deliver(ctx, batch)
-		}
+		more, err := w.deliverNext(ctx, maxRecords)
 		if err != nil {
 			if ctx.Err() != nil || errors.Is(err, store.ErrClosed) {
 				return
@@ -109,6 +104,20 @@ func (w *worker) run(ctx context.Context) {
 			w.flush.linger(ctx, w.linger)
 		}
 	}
+}
+
+// deliverNext waits for records and delivers them; more says that others wait already.
+func (w *worker) deliverNext(ctx context.Context, maxRecords int) (more bool, err error) {
+	if w.reader.Behind(w.reader.Seq()) > burstRecords {
+		defer w.burst()()
+	}
+	batch, err := w.reader.Next(ctx, maxRecords, maxRequestBytes)
+	if err != nil {
+		return false, err
+	}
+	// A batch that its bounds cut short is a full one, in bytes or in records.
+	more = w.reader.Behind(batch[len(batch)-1].Seq) > 0
+	return more, w.deliver(ctx, batch)
 }
 
 // deliver hands the batch over and moves the cursor behind it, step by step.

@@ -45,6 +45,8 @@ type Config struct {
 	Linger time.Duration
 	// RetryInitial and RetryMax bound the wait after a failure: it doubles from one to the other. 0 = 500 ms and 30 s.
 	RetryInitial, RetryMax time.Duration
+	// Burst is called before many records are made into requests, and what it returns afterwards; nil = nobody needs to know.
+	Burst func() (over func())
 	// Log takes what the operator should know; nil = nothing is logged.
 	Log *slog.Logger
 }
@@ -61,6 +63,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.RetryMax == 0 {
 		c.RetryMax = DefaultRetryMax
+	}
+	if c.Burst == nil {
+		c.Burst = func() func() { return func() {} }
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -192,6 +197,7 @@ func (p *Pipeline) add(destination, signal string, x exporter, f *lineFile) erro
 		exporter:     x,
 		file:         f,
 		linger:       p.config.Linger,
+		burst:        p.config.Burst,
 		retryInitial: p.config.RetryInitial,
 		retryMax:     p.config.RetryMax,
 		log:          p.config.Log,

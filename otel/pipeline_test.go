@@ -689,6 +689,27 @@ func TestABatchCutShortByItsBytesIsFollowedAtOnce(t *testing.T) {
 	})
 }
 
+// Many records are announced before they are read, until they are delivered; few are not.
+func TestABurstIsAnnounced(t *testing.T) {
+	for _, row := range []struct{ records, bursts int }{{burstRecords, 0}, {burstRecords + 1, 2}} {
+		s := openStore(t, t.TempDir())
+		add(t, s, calls(1, 0, row.records)...)
+		var running, begun atomic.Int32
+		p := start(t, Config{Store: s, Directory: t.TempDir(), Burst: func() func() {
+			begun.Add(1)
+			running.Add(1)
+			return func() { running.Add(-1) }
+		}})
+		flushed(t, p)
+		if err := p.Close(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		if int(begun.Load()) != row.bursts || running.Load() != 0 {
+			t.Errorf("%d records in two files: %d bursts, %d of them not over; want %d", row.records, begun.Load(), running.Load(), row.bursts)
+		}
+	}
+}
+
 func TestRequestsStayBelowTheLimit(t *testing.T) {
 	r := receiver(t, &otlptest.Receiver{})
 	env := environment(t, map[string]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": r.Endpoint()})

@@ -51,6 +51,7 @@ type agent struct {
 // startAgent starts every part; after an error nothing runs. The socket answers when it returns.
 func startAgent(ctx context.Context, config agentConfig) (_ *agent, err error) {
 	collectEarly()
+	config.pipeline.Burst = limitProcessors().burst
 	a := &agent{log: config.log, background: beBackground()}
 	defer func() {
 		if err != nil {
