@@ -41,6 +41,8 @@ type AdoptAdoption struct {
 const (
 	AdoptMapAdoptions           = "adoptions"
 	AdoptMapBios                = "bios"
+	AdoptMapCrowded             = "crowded"
+	AdoptMapCrowds              = "crowds"
 	AdoptMapDevices             = "devices"
 	AdoptMapForwards            = "forwards"
 	AdoptMapHeartbeats          = "heartbeats"
@@ -111,6 +113,8 @@ type AdoptProgramSpecs struct {
 type AdoptMapSpecs struct {
 	Adoptions  *ebpf.MapSpec `ebpf:"adoptions"`
 	Bios       *ebpf.MapSpec `ebpf:"bios"`
+	Crowded    *ebpf.MapSpec `ebpf:"crowded"`
+	Crowds     *ebpf.MapSpec `ebpf:"crowds"`
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	Forwards   *ebpf.MapSpec `ebpf:"forwards"`
 	Heartbeats *ebpf.MapSpec `ebpf:"heartbeats"`
@@ -157,6 +161,8 @@ func (o *AdoptObjects) Close() error {
 type AdoptMaps struct {
 	Adoptions  *ebpf.Map `ebpf:"adoptions"`
 	Bios       *ebpf.Map `ebpf:"bios"`
+	Crowded    *ebpf.Map `ebpf:"crowded"`
+	Crowds     *ebpf.Map `ebpf:"crowds"`
 	Devices    *ebpf.Map `ebpf:"devices"`
 	Forwards   *ebpf.Map `ebpf:"forwards"`
 	Heartbeats *ebpf.Map `ebpf:"heartbeats"`
@@ -175,6 +181,8 @@ func (m *AdoptMaps) Close() error {
 	return _AdoptClose(
 		m.Adoptions,
 		m.Bios,
+		m.Crowded,
+		m.Crowds,
 		m.Devices,
 		m.Forwards,
 		m.Heartbeats,

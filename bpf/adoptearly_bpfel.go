@@ -18,6 +18,8 @@ import (
 const (
 	AdoptEarlyMapAdoptions           = "adoptions"
 	AdoptEarlyMapBios                = "bios"
+	AdoptEarlyMapCrowded             = "crowded"
+	AdoptEarlyMapCrowds              = "crowds"
 	AdoptEarlyMapDevices             = "devices"
 	AdoptEarlyMapForwards            = "forwards"
 	AdoptEarlyMapHeartbeats          = "heartbeats"
@@ -89,6 +91,8 @@ type AdoptEarlyProgramSpecs struct {
 type AdoptEarlyMapSpecs struct {
 	Adoptions   *ebpf.MapSpec `ebpf:"adoptions"`
 	Bios        *ebpf.MapSpec `ebpf:"bios"`
+	Crowded     *ebpf.MapSpec `ebpf:"crowded"`
+	Crowds      *ebpf.MapSpec `ebpf:"crowds"`
 	Devices     *ebpf.MapSpec `ebpf:"devices"`
 	Forwards    *ebpf.MapSpec `ebpf:"forwards"`
 	Heartbeats  *ebpf.MapSpec `ebpf:"heartbeats"`
@@ -136,6 +140,8 @@ func (o *AdoptEarlyObjects) Close() error {
 type AdoptEarlyMaps struct {
 	Adoptions   *ebpf.Map `ebpf:"adoptions"`
 	Bios        *ebpf.Map `ebpf:"bios"`
+	Crowded     *ebpf.Map `ebpf:"crowded"`
+	Crowds      *ebpf.Map `ebpf:"crowds"`
 	Devices     *ebpf.Map `ebpf:"devices"`
 	Forwards    *ebpf.Map `ebpf:"forwards"`
 	Heartbeats  *ebpf.Map `ebpf:"heartbeats"`
@@ -155,6 +161,8 @@ func (m *AdoptEarlyMaps) Close() error {
 	return _AdoptEarlyClose(
 		m.Adoptions,
 		m.Bios,
+		m.Crowded,
+		m.Crowds,
 		m.Devices,
 		m.Forwards,
 		m.Heartbeats,

@@ -30,6 +30,8 @@ const (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	BlockMapBios                = "bios"
+	BlockMapCrowded             = "crowded"
+	BlockMapCrowds              = "crowds"
 	BlockMapDevices             = "devices"
 	BlockMapForwards            = "forwards"
 	BlockMapHeartbeats          = "heartbeats"
@@ -101,6 +103,8 @@ type BlockProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type BlockMapSpecs struct {
 	Bios       *ebpf.MapSpec `ebpf:"bios"`
+	Crowded    *ebpf.MapSpec `ebpf:"crowded"`
+	Crowds     *ebpf.MapSpec `ebpf:"crowds"`
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	Forwards   *ebpf.MapSpec `ebpf:"forwards"`
 	Heartbeats *ebpf.MapSpec `ebpf:"heartbeats"`
@@ -146,6 +150,8 @@ func (o *BlockObjects) Close() error {
 // It can be passed to LoadBlockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BlockMaps struct {
 	Bios       *ebpf.Map `ebpf:"bios"`
+	Crowded    *ebpf.Map `ebpf:"crowded"`
+	Crowds     *ebpf.Map `ebpf:"crowds"`
 	Devices    *ebpf.Map `ebpf:"devices"`
 	Forwards   *ebpf.Map `ebpf:"forwards"`
 	Heartbeats *ebpf.Map `ebpf:"heartbeats"`
@@ -163,6 +169,8 @@ type BlockMaps struct {
 func (m *BlockMaps) Close() error {
 	return _BlockClose(
 		m.Bios,
+		m.Crowded,
+		m.Crowds,
 		m.Devices,
 		m.Forwards,
 		m.Heartbeats,

@@ -17,6 +17,8 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	BlockEarlyMapBios                = "bios"
+	BlockEarlyMapCrowded             = "crowded"
+	BlockEarlyMapCrowds              = "crowds"
 	BlockEarlyMapDevices             = "devices"
 	BlockEarlyMapForwards            = "forwards"
 	BlockEarlyMapHeartbeats          = "heartbeats"
@@ -89,6 +91,8 @@ type BlockEarlyProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type BlockEarlyMapSpecs struct {
 	Bios       *ebpf.MapSpec `ebpf:"bios"`
+	Crowded    *ebpf.MapSpec `ebpf:"crowded"`
+	Crowds     *ebpf.MapSpec `ebpf:"crowds"`
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	Forwards   *ebpf.MapSpec `ebpf:"forwards"`
 	Heartbeats *ebpf.MapSpec `ebpf:"heartbeats"`
@@ -135,6 +139,8 @@ func (o *BlockEarlyObjects) Close() error {
 // It can be passed to LoadBlockEarlyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BlockEarlyMaps struct {
 	Bios       *ebpf.Map `ebpf:"bios"`
+	Crowded    *ebpf.Map `ebpf:"crowded"`
+	Crowds     *ebpf.Map `ebpf:"crowds"`
 	Devices    *ebpf.Map `ebpf:"devices"`
 	Forwards   *ebpf.Map `ebpf:"forwards"`
 	Heartbeats *ebpf.Map `ebpf:"heartbeats"`
@@ -153,6 +159,8 @@ type BlockEarlyMaps struct {
 func (m *BlockEarlyMaps) Close() error {
 	return _BlockEarlyClose(
 		m.Bios,
+		m.Crowded,
+		m.Crowds,
 		m.Devices,
 		m.Forwards,
 		m.Heartbeats,

@@ -34,6 +34,8 @@ type DirtySwept struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	DirtyMapBios                = "bios"
+	DirtyMapCrowded             = "crowded"
+	DirtyMapCrowds              = "crowds"
 	DirtyMapDevices             = "devices"
 	DirtyMapForwards            = "forwards"
 	DirtyMapHeartbeats          = "heartbeats"
@@ -110,6 +112,8 @@ type DirtyProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type DirtyMapSpecs struct {
 	Bios       *ebpf.MapSpec `ebpf:"bios"`
+	Crowded    *ebpf.MapSpec `ebpf:"crowded"`
+	Crowds     *ebpf.MapSpec `ebpf:"crowds"`
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	Forwards   *ebpf.MapSpec `ebpf:"forwards"`
 	Heartbeats *ebpf.MapSpec `ebpf:"heartbeats"`
@@ -156,6 +160,8 @@ func (o *DirtyObjects) Close() error {
 // It can be passed to LoadDirtyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DirtyMaps struct {
 	Bios       *ebpf.Map `ebpf:"bios"`
+	Crowded    *ebpf.Map `ebpf:"crowded"`
+	Crowds     *ebpf.Map `ebpf:"crowds"`
 	Devices    *ebpf.Map `ebpf:"devices"`
 	Forwards   *ebpf.Map `ebpf:"forwards"`
 	Heartbeats *ebpf.Map `ebpf:"heartbeats"`
@@ -174,6 +180,8 @@ type DirtyMaps struct {
 func (m *DirtyMaps) Close() error {
 	return _DirtyClose(
 		m.Bios,
+		m.Crowded,
+		m.Crowds,
 		m.Devices,
 		m.Forwards,
 		m.Heartbeats,

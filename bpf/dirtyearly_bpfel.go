@@ -17,6 +17,8 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	DirtyEarlyMapBios                = "bios"
+	DirtyEarlyMapCrowded             = "crowded"
+	DirtyEarlyMapCrowds              = "crowds"
 	DirtyEarlyMapDevices             = "devices"
 	DirtyEarlyMapForwards            = "forwards"
 	DirtyEarlyMapHeartbeats          = "heartbeats"
@@ -93,6 +95,8 @@ type DirtyEarlyProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type DirtyEarlyMapSpecs struct {
 	Bios       *ebpf.MapSpec `ebpf:"bios"`
+	Crowded    *ebpf.MapSpec `ebpf:"crowded"`
+	Crowds     *ebpf.MapSpec `ebpf:"crowds"`
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	Forwards   *ebpf.MapSpec `ebpf:"forwards"`
 	Heartbeats *ebpf.MapSpec `ebpf:"heartbeats"`
@@ -139,6 +143,8 @@ func (o *DirtyEarlyObjects) Close() error {
 // It can be passed to LoadDirtyEarlyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DirtyEarlyMaps struct {
 	Bios       *ebpf.Map `ebpf:"bios"`
+	Crowded    *ebpf.Map `ebpf:"crowded"`
+	Crowds     *ebpf.Map `ebpf:"crowds"`
 	Devices    *ebpf.Map `ebpf:"devices"`
 	Forwards   *ebpf.Map `ebpf:"forwards"`
 	Heartbeats *ebpf.Map `ebpf:"heartbeats"`
@@ -157,6 +163,8 @@ type DirtyEarlyMaps struct {
 func (m *DirtyEarlyMaps) Close() error {
 	return _DirtyEarlyClose(
 		m.Bios,
+		m.Crowded,
+		m.Crowds,
 		m.Devices,
 		m.Forwards,
 		m.Heartbeats,

@@ -17,6 +17,8 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	LatencyMapBios                = "bios"
+	LatencyMapCrowded             = "crowded"
+	LatencyMapCrowds              = "crowds"
 	LatencyMapDevices             = "devices"
 	LatencyMapFlights             = "flights"
 	LatencyMapForwards            = "forwards"
@@ -95,6 +97,8 @@ type LatencyProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type LatencyMapSpecs struct {
 	Bios       *ebpf.MapSpec `ebpf:"bios"`
+	Crowded    *ebpf.MapSpec `ebpf:"crowded"`
+	Crowds     *ebpf.MapSpec `ebpf:"crowds"`
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	Flights    *ebpf.MapSpec `ebpf:"flights"`
 	Forwards   *ebpf.MapSpec `ebpf:"forwards"`
@@ -141,6 +145,8 @@ func (o *LatencyObjects) Close() error {
 // It can be passed to LoadLatencyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LatencyMaps struct {
 	Bios       *ebpf.Map `ebpf:"bios"`
+	Crowded    *ebpf.Map `ebpf:"crowded"`
+	Crowds     *ebpf.Map `ebpf:"crowds"`
 	Devices    *ebpf.Map `ebpf:"devices"`
 	Flights    *ebpf.Map `ebpf:"flights"`
 	Forwards   *ebpf.Map `ebpf:"forwards"`
@@ -159,6 +165,8 @@ type LatencyMaps struct {
 func (m *LatencyMaps) Close() error {
 	return _LatencyClose(
 		m.Bios,
+		m.Crowded,
+		m.Crowds,
 		m.Devices,
 		m.Flights,
 		m.Forwards,

@@ -17,6 +17,8 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	LatencyEarlyMapBios                = "bios"
+	LatencyEarlyMapCrowded             = "crowded"
+	LatencyEarlyMapCrowds              = "crowds"
 	LatencyEarlyMapDevices             = "devices"
 	LatencyEarlyMapFlights             = "flights"
 	LatencyEarlyMapForwards            = "forwards"
@@ -95,6 +97,8 @@ type LatencyEarlyProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type LatencyEarlyMapSpecs struct {
 	Bios       *ebpf.MapSpec `ebpf:"bios"`
+	Crowded    *ebpf.MapSpec `ebpf:"crowded"`
+	Crowds     *ebpf.MapSpec `ebpf:"crowds"`
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	Flights    *ebpf.MapSpec `ebpf:"flights"`
 	Forwards   *ebpf.MapSpec `ebpf:"forwards"`
@@ -141,6 +145,8 @@ func (o *LatencyEarlyObjects) Close() error {
 // It can be passed to LoadLatencyEarlyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LatencyEarlyMaps struct {
 	Bios       *ebpf.Map `ebpf:"bios"`
+	Crowded    *ebpf.Map `ebpf:"crowded"`
+	Crowds     *ebpf.Map `ebpf:"crowds"`
 	Devices    *ebpf.Map `ebpf:"devices"`
 	Flights    *ebpf.Map `ebpf:"flights"`
 	Forwards   *ebpf.Map `ebpf:"forwards"`
@@ -159,6 +165,8 @@ type LatencyEarlyMaps struct {
 func (m *LatencyEarlyMaps) Close() error {
 	return _LatencyEarlyClose(
 		m.Bios,
+		m.Crowded,
+		m.Crowds,
 		m.Devices,
 		m.Flights,
 		m.Forwards,

@@ -136,6 +136,8 @@ type LineageUsage struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	LineageMapBios                = "bios"
+	LineageMapCrowded             = "crowded"
+	LineageMapCrowds              = "crowds"
 	LineageMapDevices             = "devices"
 	LineageMapForwards            = "forwards"
 	LineageMapHeartbeats          = "heartbeats"
@@ -211,6 +213,8 @@ type LineageProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type LineageMapSpecs struct {
 	Bios       *ebpf.MapSpec `ebpf:"bios"`
+	Crowded    *ebpf.MapSpec `ebpf:"crowded"`
+	Crowds     *ebpf.MapSpec `ebpf:"crowds"`
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	Forwards   *ebpf.MapSpec `ebpf:"forwards"`
 	Heartbeats *ebpf.MapSpec `ebpf:"heartbeats"`
@@ -256,6 +260,8 @@ func (o *LineageObjects) Close() error {
 // It can be passed to LoadLineageObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LineageMaps struct {
 	Bios       *ebpf.Map `ebpf:"bios"`
+	Crowded    *ebpf.Map `ebpf:"crowded"`
+	Crowds     *ebpf.Map `ebpf:"crowds"`
 	Devices    *ebpf.Map `ebpf:"devices"`
 	Forwards   *ebpf.Map `ebpf:"forwards"`
 	Heartbeats *ebpf.Map `ebpf:"heartbeats"`
@@ -273,6 +279,8 @@ type LineageMaps struct {
 func (m *LineageMaps) Close() error {
 	return _LineageClose(
 		m.Bios,
+		m.Crowded,
+		m.Crowds,
 		m.Devices,
 		m.Forwards,
 		m.Heartbeats,

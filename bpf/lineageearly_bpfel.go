@@ -17,6 +17,8 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	LineageEarlyMapBios                = "bios"
+	LineageEarlyMapCrowded             = "crowded"
+	LineageEarlyMapCrowds              = "crowds"
 	LineageEarlyMapDevices             = "devices"
 	LineageEarlyMapForwards            = "forwards"
 	LineageEarlyMapHeartbeats          = "heartbeats"
@@ -91,6 +93,8 @@ type LineageEarlyProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type LineageEarlyMapSpecs struct {
 	Bios        *ebpf.MapSpec `ebpf:"bios"`
+	Crowded     *ebpf.MapSpec `ebpf:"crowded"`
+	Crowds      *ebpf.MapSpec `ebpf:"crowds"`
 	Devices     *ebpf.MapSpec `ebpf:"devices"`
 	Forwards    *ebpf.MapSpec `ebpf:"forwards"`
 	Heartbeats  *ebpf.MapSpec `ebpf:"heartbeats"`
@@ -137,6 +141,8 @@ func (o *LineageEarlyObjects) Close() error {
 // It can be passed to LoadLineageEarlyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LineageEarlyMaps struct {
 	Bios        *ebpf.Map `ebpf:"bios"`
+	Crowded     *ebpf.Map `ebpf:"crowded"`
+	Crowds      *ebpf.Map `ebpf:"crowds"`
 	Devices     *ebpf.Map `ebpf:"devices"`
 	Forwards    *ebpf.Map `ebpf:"forwards"`
 	Heartbeats  *ebpf.Map `ebpf:"heartbeats"`
@@ -155,6 +161,8 @@ type LineageEarlyMaps struct {
 func (m *LineageEarlyMaps) Close() error {
 	return _LineageEarlyClose(
 		m.Bios,
+		m.Crowded,
+		m.Crowds,
 		m.Devices,
 		m.Forwards,
 		m.Heartbeats,

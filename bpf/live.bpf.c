@@ -220,10 +220,13 @@ int read_live(struct live_question *ask)
 	__u32 zero = 0, tree = ask->tree;
 	struct tree_walk w = {.each = ask->each};
 	struct live *out = bpf_map_lookup_elem(&live_sum, &zero);
-	void *of_tree = bpf_map_lookup_elem(&members, &tree);
-	if (!out || !of_tree)
+	void *few = bpf_map_lookup_elem(&members, &tree);
+	if (!out || !few)
 		return 1;
-	bpf_for_each_map_elem(of_tree, add_member_process, &w, 0);
+	bpf_for_each_map_elem(few, add_member_process, &w, 0);
+	void *crowd = crowd_of(tree);
+	if (crowd)
+		bpf_for_each_map_elem(crowd, add_member_process, &w, 0);
 	*out = w.sum;
 	return 0;
 }

@@ -59,6 +59,8 @@ type LiveLiveQuestion struct {
 const (
 	LiveMapBios                = "bios"
 	LiveMapCpuOffsets          = "cpu_offsets"
+	LiveMapCrowded             = "crowded"
+	LiveMapCrowds              = "crowds"
 	LiveMapDevices             = "devices"
 	LiveMapEachLive            = "each_live"
 	LiveMapForwards            = "forwards"
@@ -137,6 +139,8 @@ type LiveProgramSpecs struct {
 type LiveMapSpecs struct {
 	Bios          *ebpf.MapSpec `ebpf:"bios"`
 	CpuOffsets    *ebpf.MapSpec `ebpf:"cpu_offsets"`
+	Crowded       *ebpf.MapSpec `ebpf:"crowded"`
+	Crowds        *ebpf.MapSpec `ebpf:"crowds"`
 	Devices       *ebpf.MapSpec `ebpf:"devices"`
 	EachLive      *ebpf.MapSpec `ebpf:"each_live"`
 	Forwards      *ebpf.MapSpec `ebpf:"forwards"`
@@ -187,6 +191,8 @@ func (o *LiveObjects) Close() error {
 type LiveMaps struct {
 	Bios          *ebpf.Map `ebpf:"bios"`
 	CpuOffsets    *ebpf.Map `ebpf:"cpu_offsets"`
+	Crowded       *ebpf.Map `ebpf:"crowded"`
+	Crowds        *ebpf.Map `ebpf:"crowds"`
 	Devices       *ebpf.Map `ebpf:"devices"`
 	EachLive      *ebpf.Map `ebpf:"each_live"`
 	Forwards      *ebpf.Map `ebpf:"forwards"`
@@ -209,6 +215,8 @@ func (m *LiveMaps) Close() error {
 	return _LiveClose(
 		m.Bios,
 		m.CpuOffsets,
+		m.Crowded,
+		m.Crowds,
 		m.Devices,
 		m.EachLive,
 		m.Forwards,

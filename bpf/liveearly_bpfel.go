@@ -17,6 +17,8 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	LiveEarlyMapBios                = "bios"
+	LiveEarlyMapCrowded             = "crowded"
+	LiveEarlyMapCrowds              = "crowds"
 	LiveEarlyMapDevices             = "devices"
 	LiveEarlyMapEachLive            = "each_live"
 	LiveEarlyMapForwards            = "forwards"
@@ -90,6 +92,8 @@ type LiveEarlyProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type LiveEarlyMapSpecs struct {
 	Bios          *ebpf.MapSpec `ebpf:"bios"`
+	Crowded       *ebpf.MapSpec `ebpf:"crowded"`
+	Crowds        *ebpf.MapSpec `ebpf:"crowds"`
 	Devices       *ebpf.MapSpec `ebpf:"devices"`
 	EachLive      *ebpf.MapSpec `ebpf:"each_live"`
 	Forwards      *ebpf.MapSpec `ebpf:"forwards"`
@@ -139,6 +143,8 @@ func (o *LiveEarlyObjects) Close() error {
 // It can be passed to LoadLiveEarlyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type LiveEarlyMaps struct {
 	Bios          *ebpf.Map `ebpf:"bios"`
+	Crowded       *ebpf.Map `ebpf:"crowded"`
+	Crowds        *ebpf.Map `ebpf:"crowds"`
 	Devices       *ebpf.Map `ebpf:"devices"`
 	EachLive      *ebpf.Map `ebpf:"each_live"`
 	Forwards      *ebpf.Map `ebpf:"forwards"`
@@ -160,6 +166,8 @@ type LiveEarlyMaps struct {
 func (m *LiveEarlyMaps) Close() error {
 	return _LiveEarlyClose(
 		m.Bios,
+		m.Crowded,
+		m.Crowds,
 		m.Devices,
 		m.EachLive,
 		m.Forwards,

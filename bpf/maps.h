@@ -9,6 +9,7 @@
 
 #define MAX_TREES 4096
 #define MAX_MEMBERS 4096
+#define FEW_MEMBERS 64
 #define MAX_PROCS 65536
 #define MAX_DEVICES 1024
 #define MAX_INODES 262144
@@ -190,9 +191,11 @@ struct {
 
 #endif
 
+// A walk over a hash map looks at each of its buckets, of which there are as many as it may have entries: 64 KiB for
+// MAX_MEMBERS. So most trees have all of their processes in a small one.
 struct members_of_tree {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MAX_MEMBERS);
+	__uint(max_entries, FEW_MEMBERS);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(key_size, sizeof(struct member));
 	__uint(value_size, sizeof(__u32));
@@ -204,6 +207,31 @@ struct {
 	__type(key, __u32);
 	__array(values, struct members_of_tree);
 } members SEC(".maps");
+
+// The processes that found no place in there.
+struct crowd_of_tree {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_MEMBERS - FEW_MEMBERS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(key_size, sizeof(struct member));
+	__uint(value_size, sizeof(__u32));
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
+	__uint(max_entries, MAX_TREES);
+	__type(key, __u32);
+	__array(values, struct crowd_of_tree);
+} crowds SEC(".maps");
+
+// Trees that have, or had, a process in their crowd.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_TREES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, __u32);
+} crowded SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);

@@ -27,6 +27,8 @@ type OomKill struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	OomMapBios                = "bios"
+	OomMapCrowded             = "crowded"
+	OomMapCrowds              = "crowds"
 	OomMapDevices             = "devices"
 	OomMapForwards            = "forwards"
 	OomMapHeartbeats          = "heartbeats"
@@ -102,6 +104,8 @@ type OomProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type OomMapSpecs struct {
 	Bios       *ebpf.MapSpec `ebpf:"bios"`
+	Crowded    *ebpf.MapSpec `ebpf:"crowded"`
+	Crowds     *ebpf.MapSpec `ebpf:"crowds"`
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	Forwards   *ebpf.MapSpec `ebpf:"forwards"`
 	Heartbeats *ebpf.MapSpec `ebpf:"heartbeats"`
@@ -149,6 +153,8 @@ func (o *OomObjects) Close() error {
 // It can be passed to LoadOomObjects or ebpf.CollectionSpec.LoadAndAssign.
 type OomMaps struct {
 	Bios       *ebpf.Map `ebpf:"bios"`
+	Crowded    *ebpf.Map `ebpf:"crowded"`
+	Crowds     *ebpf.Map `ebpf:"crowds"`
 	Devices    *ebpf.Map `ebpf:"devices"`
 	Forwards   *ebpf.Map `ebpf:"forwards"`
 	Heartbeats *ebpf.Map `ebpf:"heartbeats"`
@@ -168,6 +174,8 @@ type OomMaps struct {
 func (m *OomMaps) Close() error {
 	return _OomClose(
 		m.Bios,
+		m.Crowded,
+		m.Crowds,
 		m.Devices,
 		m.Forwards,
 		m.Heartbeats,

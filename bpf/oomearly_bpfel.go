@@ -17,6 +17,8 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	OomEarlyMapBios                = "bios"
+	OomEarlyMapCrowded             = "crowded"
+	OomEarlyMapCrowds              = "crowds"
 	OomEarlyMapDevices             = "devices"
 	OomEarlyMapForwards            = "forwards"
 	OomEarlyMapHeartbeats          = "heartbeats"
@@ -92,6 +94,8 @@ type OomEarlyProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type OomEarlyMapSpecs struct {
 	Bios       *ebpf.MapSpec `ebpf:"bios"`
+	Crowded    *ebpf.MapSpec `ebpf:"crowded"`
+	Crowds     *ebpf.MapSpec `ebpf:"crowds"`
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	Forwards   *ebpf.MapSpec `ebpf:"forwards"`
 	Heartbeats *ebpf.MapSpec `ebpf:"heartbeats"`
@@ -139,6 +143,8 @@ func (o *OomEarlyObjects) Close() error {
 // It can be passed to LoadOomEarlyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type OomEarlyMaps struct {
 	Bios       *ebpf.Map `ebpf:"bios"`
+	Crowded    *ebpf.Map `ebpf:"crowded"`
+	Crowds     *ebpf.Map `ebpf:"crowds"`
 	Devices    *ebpf.Map `ebpf:"devices"`
 	Forwards   *ebpf.Map `ebpf:"forwards"`
 	Heartbeats *ebpf.Map `ebpf:"heartbeats"`
@@ -158,6 +164,8 @@ type OomEarlyMaps struct {
 func (m *OomEarlyMaps) Close() error {
 	return _OomEarlyClose(
 		m.Bios,
+		m.Crowded,
+		m.Crowds,
 		m.Devices,
 		m.Forwards,
 		m.Heartbeats,

@@ -17,6 +17,8 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	ReclaimEarlyMapBios                = "bios"
+	ReclaimEarlyMapCrowded             = "crowded"
+	ReclaimEarlyMapCrowds              = "crowds"
 	ReclaimEarlyMapDevices             = "devices"
 	ReclaimEarlyMapForwards            = "forwards"
 	ReclaimEarlyMapHeartbeats          = "heartbeats"
@@ -93,6 +95,8 @@ type ReclaimEarlyProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type ReclaimEarlyMapSpecs struct {
 	Bios       *ebpf.MapSpec `ebpf:"bios"`
+	Crowded    *ebpf.MapSpec `ebpf:"crowded"`
+	Crowds     *ebpf.MapSpec `ebpf:"crowds"`
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	Forwards   *ebpf.MapSpec `ebpf:"forwards"`
 	Heartbeats *ebpf.MapSpec `ebpf:"heartbeats"`
@@ -139,6 +143,8 @@ func (o *ReclaimEarlyObjects) Close() error {
 // It can be passed to LoadReclaimEarlyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ReclaimEarlyMaps struct {
 	Bios       *ebpf.Map `ebpf:"bios"`
+	Crowded    *ebpf.Map `ebpf:"crowded"`
+	Crowds     *ebpf.Map `ebpf:"crowds"`
 	Devices    *ebpf.Map `ebpf:"devices"`
 	Forwards   *ebpf.Map `ebpf:"forwards"`
 	Heartbeats *ebpf.Map `ebpf:"heartbeats"`
@@ -157,6 +163,8 @@ type ReclaimEarlyMaps struct {
 func (m *ReclaimEarlyMaps) Close() error {
 	return _ReclaimEarlyClose(
 		m.Bios,
+		m.Crowded,
+		m.Crowds,
 		m.Devices,
 		m.Forwards,
 		m.Heartbeats,

@@ -217,21 +217,40 @@ static __always_inline void unlock_proc(struct proc *p)
 #endif
 }
 
+// A tree's crowd; NULL while it never had one.
+static __always_inline void *crowd_of(__u32 tree)
+{
+	if (!bpf_map_lookup_elem(&crowded, &tree))
+		return NULL;
+	return bpf_map_lookup_elem(&crowds, &tree);
+}
+
 static __always_inline void add_member(__u32 tree, struct member *m)
 {
-	void *of_tree = bpf_map_lookup_elem(&members, &tree);
-	if (!of_tree)
-		return;
 	__u32 one = 1;
-	if (bpf_map_update_elem(of_tree, m, &one, BPF_ANY))
+	void *few = bpf_map_lookup_elem(&members, &tree);
+	if (!few)
+		return;
+	void *crowd = crowd_of(tree);
+	if (crowd && bpf_map_lookup_elem(crowd, m))
+		return; // it would be in both
+	if (!bpf_map_update_elem(few, m, &one, BPF_ANY))
+		return;
+	// Said before it is true: who reads the tree at this moment may look in vain, but misses nothing.
+	bpf_map_update_elem(&crowded, &tree, &one, BPF_ANY);
+	crowd = crowd_of(tree);
+	if (!crowd || bpf_map_update_elem(crowd, m, &one, BPF_ANY))
 		lose(LOSS_MEMBERS);
 }
 
 static __always_inline void remove_member(__u32 tree, struct member *m)
 {
-	void *of_tree = bpf_map_lookup_elem(&members, &tree);
-	if (of_tree)
-		bpf_map_delete_elem(of_tree, m);
+	void *few = bpf_map_lookup_elem(&members, &tree);
+	if (!few || !bpf_map_delete_elem(few, m))
+		return;
+	void *crowd = crowd_of(tree);
+	if (crowd)
+		bpf_map_delete_elem(crowd, m);
 }
 
 #endif

@@ -17,6 +17,8 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	WaitMapBios                = "bios"
+	WaitMapCrowded             = "crowded"
+	WaitMapCrowds              = "crowds"
 	WaitMapDevices             = "devices"
 	WaitMapForwards            = "forwards"
 	WaitMapHeartbeats          = "heartbeats"
@@ -89,6 +91,8 @@ type WaitProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type WaitMapSpecs struct {
 	Bios       *ebpf.MapSpec `ebpf:"bios"`
+	Crowded    *ebpf.MapSpec `ebpf:"crowded"`
+	Crowds     *ebpf.MapSpec `ebpf:"crowds"`
 	Devices    *ebpf.MapSpec `ebpf:"devices"`
 	Forwards   *ebpf.MapSpec `ebpf:"forwards"`
 	Heartbeats *ebpf.MapSpec `ebpf:"heartbeats"`
@@ -135,6 +139,8 @@ func (o *WaitObjects) Close() error {
 // It can be passed to LoadWaitObjects or ebpf.CollectionSpec.LoadAndAssign.
 type WaitMaps struct {
 	Bios       *ebpf.Map `ebpf:"bios"`
+	Crowded    *ebpf.Map `ebpf:"crowded"`
+	Crowds     *ebpf.Map `ebpf:"crowds"`
 	Devices    *ebpf.Map `ebpf:"devices"`
 	Forwards   *ebpf.Map `ebpf:"forwards"`
 	Heartbeats *ebpf.Map `ebpf:"heartbeats"`
@@ -153,6 +159,8 @@ type WaitMaps struct {
 func (m *WaitMaps) Close() error {
 	return _WaitClose(
 		m.Bios,
+		m.Crowded,
+		m.Crowds,
 		m.Devices,
 		m.Forwards,
 		m.Heartbeats,

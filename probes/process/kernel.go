@@ -42,8 +42,8 @@ type kernel struct {
 	// walk reads living processes where the kernel cannot run read_live.
 	walk *link.Iter
 
-	// memberSpec makes a tree's map of members.
-	memberSpec *ebpf.MapSpec
+	// membersSpec and crowdSpec make a tree's two maps of members.
+	membersSpec, crowdSpec *ebpf.MapSpec
 
 	// losses by kind, and the sentence for the kinds (a bit each) that there were.
 	losses    [bpf.LineageLossLOSSES]uint64
@@ -175,7 +175,8 @@ func (k *kernel) prepare() error {
 	if err != nil {
 		return fmt.Errorf("read object: %w", err)
 	}
-	k.memberSpec = lineage.Maps[bpf.LineageMapMembers].InnerMap
+	k.membersSpec = lineage.Maps[bpf.LineageMapMembers].InnerMap
+	k.crowdSpec = lineage.Maps[bpf.LineageMapCrowds].InnerMap
 	if k.reasons[groupTask] != "" {
 		return nil
 	}

@@ -263,6 +263,51 @@ func TestGenerations(t *testing.T) {
 	}
 }
 
+// A tree of more processes than its first map of members holds: each is counted once, wherever it stands.
+func TestCrowd(t *testing.T) {
+	k := shareTestKernel(t)
+	const n = 150
+	a := play(t, step{Do: "crowd", N: n})
+	tree := k.mustTrack(t, a)
+	check := func(want int) {
+		t.Helper()
+		if got := k.mustSnapshot(t, tree).Trees[0].Processes; got != uint64(want) {
+			t.Errorf("%d processes, want %d", got, want)
+		}
+	}
+	check(1)
+	a.next()
+	a.paused()
+	check(1 + n)
+	// The first that end had a place in the first map, which newcomers take.
+	a.next()
+	a.paused()
+	check(1 + n/2 + n)
+	// A tree inside takes the crowd over, and gives it back.
+	inner := k.mustTrack(t, a)
+	if got := k.mustSnapshot(t, inner, tree); got.Trees[0].Processes != 1+n/2+n || got.Trees[1].Processes != 0 {
+		t.Errorf("inside %d processes, around them %d; want %d and 0", got.Trees[0].Processes, got.Trees[1].Processes, 1+n/2+n)
+	}
+	k.Release(inner)
+	check(1 + n/2 + n)
+	a.end()
+	check(0)
+	k.Release(tree)
+	for _, name := range mapsOfTrees {
+		for _, id := range []TreeID{tree, inner} {
+			var next uint32
+			for key := any(nil); ; key = next {
+				if err := k.maps[name].NextKey(key, &next); err != nil {
+					break
+				}
+				if next == uint32(id) {
+					t.Errorf("%s has the released tree %d", name, id)
+				}
+			}
+		}
+	}
+}
+
 func TestNestedTreesCountOnce(t *testing.T) {
 	k := shareTestKernel(t)
 	dir := t.TempDir()

@@ -105,7 +105,7 @@ func (k *kernel) answering(id TreeID) TreeID {
 // removeTree.
 func (k *kernel) removeStrays() error {
 	var strays []TreeID
-	for _, name := range [...]string{bpf.LineageMapTrees, bpf.LineageMapLatencies, bpf.LineageMapMembers} {
+	for _, name := range mapsOfTrees {
 		var id uint32
 		// The key alone: a value of a map of maps is an open descriptor.
 		for key := any(nil); ; key = id {

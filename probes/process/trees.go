@@ -106,19 +106,28 @@ func (k *kernel) release(id TreeID) {
 	_ = errors.Join(errs, err, k.removeTree(id))
 }
 
+// mapsOfTrees are keyed by tree. removeTree clears them in this order: without members a tree gets no crowd.
+var mapsOfTrees = [...]string{bpf.LineageMapMembers, bpf.LineageMapCrowds, bpf.LineageMapCrowded, bpf.LineageMapLatencies, bpf.LineageMapTrees}
+
 // makeTree makes the kernel's entries of a tree: sums, latencies, members. Changing the map of maps waits for an RCU grace period,
 // some ms, so that neither this nor removeTree is called with mu held.
 func (k *kernel) makeTree(id TreeID) error {
 	key := uint32(id)
-	members, err := ebpf.NewMap(k.memberSpec)
+	members, err := ebpf.NewMap(k.membersSpec)
 	if err != nil {
 		return fmt.Errorf("make member map: %w", err)
 	}
 	defer members.Close() // the outer map holds it
+	crowd, err := ebpf.NewMap(k.crowdSpec)
+	if err != nil {
+		return fmt.Errorf("make member map: %w", err)
+	}
+	defer crowd.Close()
 	zeroes := make([]byte, max(len(k.sumsBuffer), len(k.histogramsBuffer)))
 	if err := errors.Join(
 		updateElement(k.maps[bpf.LineageMapTrees].FD(), &key, zeroes),
 		updateElement(k.maps[bpf.LineageMapLatencies].FD(), &key, zeroes),
+		k.maps[bpf.LineageMapCrowds].Put(key, crowd),
 		k.maps[bpf.LineageMapMembers].Put(key, members),
 	); err != nil {
 		return fmt.Errorf("make tree (at most %d at a time): %w", k.maps[bpf.LineageMapTrees].MaxEntries(), err)
@@ -128,7 +137,7 @@ func (k *kernel) makeTree(id TreeID) error {
 
 func (k *kernel) removeTree(id TreeID) error {
 	var errs error
-	for _, name := range [...]string{bpf.LineageMapMembers, bpf.LineageMapLatencies, bpf.LineageMapTrees} {
+	for _, name := range mapsOfTrees {
 		if err := k.maps[name].Delete(uint32(id)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			errs = errors.Join(errs, fmt.Errorf("remove tree: %w", err))
 		}

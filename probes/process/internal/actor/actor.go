@@ -281,6 +281,8 @@ func (s Step) Act() error {
 			failed <- syscall.Exec("/proc/self/exe", os.Args[:1], append(os.Environ(), Variable+"="+string(script)))
 		}()
 		return <-failed
+	case "crowd": // N idle children, and others after a pause
+		return crowd(s.N)
 	case "forks": // N children one after another, each taking the steps
 		for range s.N {
 			if err := start(s.Steps, true); err != nil {
