@@ -23,7 +23,7 @@ const (
 )
 
 // burstRecords is how many records are a burst: they take milliseconds of a processor.
-const burstRecords = 64
+const burstRecords = 16
 
 // maxRetryInfo bounds the wait that a receiver asks for.
 const maxRetryInfo = 10 * time.Minute

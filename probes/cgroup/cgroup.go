@@ -146,9 +146,10 @@ func New(config Config) *Probe {
 }
 
 // Read returns the memory cgroup of a process, or last where that is a reading of the same process and young enough. Of a process that
-// has exited it reads the cgroup of last. The readings of one process are made one after the other: they share open files.
+// has exited it reads the cgroup of last. With a last of nil nothing is of an older reading, not even of another process. The
+// readings of one process are made one after the other: they share open files.
 func (p *Probe) Read(pid int, last *Memory) Memory {
-	now := p.now()
+	now, anew := p.now(), last == nil
 	if last != nil && (last.pid != pid || last.taken.IsZero()) {
 		last = nil
 	}
@@ -158,12 +159,12 @@ func (p *Probe) Read(pid int, last *Memory) Memory {
 	var m Memory
 	if last != nil && now.Sub(last.home.found) < slower*p.config.MaxAge {
 		m.home = last.home
-		p.readHome(&m, now)
+		p.readHome(&m, now, anew)
 	}
 	if m.State != record.State_OK && (m.home.missing == "" || m.home.found.IsZero()) {
 		// None is known yet, or it is gone.
-		m = Memory{home: p.findHome(pid, last, now)}
-		p.readHome(&m, now)
+		m = Memory{home: p.findHome(pid, last, now, anew)}
+		p.readHome(&m, now, anew)
 	}
 	m.HostSomeMicros, m.HostFullMicros = p.hostPressure()
 	m.taken, m.pid = now, pid
@@ -171,7 +172,7 @@ func (p *Probe) Read(pid int, last *Memory) Memory {
 }
 
 // readHome reads the values of m.home; its parts once in a while.
-func (p *Probe) readHome(m *Memory, now time.Time) {
+func (p *Probe) readHome(m *Memory, now time.Time, anew bool) {
 	h := &m.home
 	if h.missing != "" {
 		m.State, m.Reason = record.State_ABSENT, "cgroup: "+h.missing
@@ -186,16 +187,16 @@ func (p *Probe) readHome(m *Memory, now time.Time) {
 	m.State, m.Path, m.LimitBytes = record.State_OK, strings.ToValidUTF8(h.path, "\uFFFD"), h.limitBytes
 	m.PeakBytes = numberOf(h.open.peak, h.peak, h.noPeak)
 	m.SomeMicros, m.FullMicros = h.readPressure()
-	of := p.partsOf(h, now)
+	of := p.partsOf(h, now, anew)
 	m.AnonBytes, m.FileBytes, m.ShmemBytes, m.KernelBytes = of.anonBytes, of.fileBytes, of.shmemBytes, of.kernelBytes
 }
 
 // partsOf reads memory.stat, or returns what was read of it lately.
-func (p *Probe) partsOf(h *home, now time.Time) parts {
+func (p *Probe) partsOf(h *home, now time.Time, anew bool) parts {
 	p.mu.Lock()
 	known, ok := p.parts[h.dir]
 	p.mu.Unlock()
-	if ok && now.Sub(known.taken) < slower*p.config.MaxAge {
+	if ok && !anew && now.Sub(known.taken) < slower*p.config.MaxAge {
 		return known
 	}
 	read := h.readStat(h.dir)
@@ -215,7 +216,7 @@ func keep[K comparable, V any](p *Probe, of map[K]V, key K, value V) {
 }
 
 // findHome finds the cgroup of a process; of one that has exited, the one that last has.
-func (p *Probe) findHome(pid int, last *Memory, now time.Time) home {
+func (p *Probe) findHome(pid int, last *Memory, now time.Time, anew bool) home {
 	h, err := p.find(pid)
 	if errors.Is(err, fs.ErrNotExist) && last != nil && last.State == record.State_OK {
 		h, err = last.home, nil
@@ -223,7 +224,7 @@ func (p *Probe) findHome(pid int, last *Memory, now time.Time) home {
 	if err != nil {
 		h.missing = err.Error()
 	} else {
-		p.choose(&h, now)
+		p.choose(&h, now, anew)
 	}
 	h.found = now
 	if last != nil && last.home.open != nil {
@@ -292,12 +293,12 @@ func (p *Probe) mountOf(version int) (mounted, error) {
 }
 
 // choose chooses the cgroup, or returns what was chosen lately for the same place.
-func (p *Probe) choose(h *home, now time.Time) {
+func (p *Probe) choose(h *home, now time.Time, anew bool) {
 	at := place{h.mount, h.below}
 	p.mu.Lock()
 	known, ok := p.homes[at]
 	p.mu.Unlock()
-	if ok && now.Sub(known.found) < slower*p.config.MaxAge {
+	if ok && !anew && now.Sub(known.found) < slower*p.config.MaxAge {
 		*h = known
 		return
 	}

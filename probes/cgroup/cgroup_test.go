@@ -258,7 +258,7 @@ func TestWhatIsDearIsReadLessOften(t *testing.T) {
 
 	// Another process of the cgroup shares what was found, and reads the usage by itself.
 	m.write("proc/8/cgroup", "0::/a\n")
-	check(p.Read(8, nil), "/a", 2, 1, 10)
+	check(p.Read(8, &Memory{}), "/a", 2, 1, 10)
 
 	now = now.Add(slower * maxAge)
 	last = p.Read(7, &last)
@@ -284,7 +284,14 @@ func TestWhatIsDearIsReadLessOften(t *testing.T) {
 	last = p.Read(7, &last)
 	check(last, "/a", 3, 3, 30)
 
-	// So is a hierarchy that was mounted elsewhere, once nothing is found where it was.
+	// What fills a cgroup is read anew after a kill.
+	set("a", 4, 4, 40)
+	check(p.Read(8, nil), "/a", 4, 4, 40)
+	set("a", 3, 3, 30)
+	now = now.Add(slower * maxAge)
+	last = p.Read(7, &last)
+
+	// A hierarchy that was mounted elsewhere is found once nothing is where it was.
 	if err := os.Rename(filepath.Join(m.root, "v2"), filepath.Join(m.root, "elsewhere")); err != nil {
 		t.Fatal(err)
 	}
