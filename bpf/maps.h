@@ -88,7 +88,7 @@ struct device {
 };
 
 enum loss {
-	LOSS_MEMBERS, // a tree has more processes than its member map holds
+	LOSS_MEMBERS, // a tree has more processes than its maps of members hold
 	LOSS_TREES,   // a task's tree id could not be stored
 	LOSS_INODES,  // the map of dirty inodes is full
 	LOSS_PAGES,   // the map of dirty pages is full

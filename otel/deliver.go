@@ -51,6 +51,8 @@ type worker struct {
 	// complaint and complained say what was logged last, and when.
 	complaint  string
 	complained time.Time
+	// burstOver ends the burst that is under way; nil = there is none.
+	burstOver func()
 	// failing: the last attempt failed and was to be repeated.
 	failing bool
 
@@ -109,7 +111,8 @@ func (w *worker) run(ctx context.Context) {
 // deliverNext waits for records and delivers them; more says that others wait already.
 func (w *worker) deliverNext(ctx context.Context, maxRecords int) (more bool, err error) {
 	if w.reader.Behind(w.reader.Seq()) > burstRecords {
-		defer w.burst()()
+		w.burstOver = w.burst()
+		defer w.endBurst()
 	}
 	batch, err := w.reader.Next(ctx, maxRecords, maxRequestBytes)
 	if err != nil {
@@ -118,6 +121,14 @@ func (w *worker) deliverNext(ctx context.Context, maxRecords int) (more bool, er
 	// A batch that its bounds cut short is a full one, in bytes or in records.
 	more = w.reader.Behind(batch[len(batch)-1].Seq) > 0
 	return more, w.deliver(ctx, batch)
+}
+
+// endBurst ends the burst, if there is one: the records are delivered, or wait for a receiver that is down.
+func (w *worker) endBurst() {
+	if w.burstOver != nil {
+		w.burstOver()
+		w.burstOver = nil
+	}
 }
 
 // deliver hands the batch over and moves the cursor behind it, step by step.
@@ -305,7 +316,9 @@ func (w *worker) refuse(e *encoded, out *outcome) {
 	w.complain(slog.LevelError, "the receiver refused records for good; they are skipped", out.err.Error(), "records", len(e.records))
 }
 
+// fail notes that something failed and will be tried again, after a wait.
 func (w *worker) fail(level slog.Level, what string, err error) {
+	w.endBurst()
 	w.failing = true
 	w.count(func(s *Stats) { s.LastError = err.Error() })
 	w.complain(level, what, err.Error())

@@ -45,7 +45,8 @@ type Config struct {
 	Linger time.Duration
 	// RetryInitial and RetryMax bound the wait after a failure: it doubles from one to the other. 0 = 500 ms and 30 s.
 	RetryInitial, RetryMax time.Duration
-	// Burst is called before many records are made into requests, and what it returns afterwards; nil = nobody needs to know.
+	// Burst is called before many records are made into requests, and what it returns afterwards, or when a receiver has to be waited
+	// for; nil = nobody needs to know.
 	Burst func() (over func())
 	// Log takes what the operator should know; nil = nothing is logged.
 	Log *slog.Logger

@@ -710,6 +710,24 @@ func TestABurstIsAnnounced(t *testing.T) {
 	}
 }
 
+// While a receiver is down nothing is under way.
+func TestABurstIsOverWhileItIsRetried(t *testing.T) {
+	s := openStore(t, t.TempDir())
+	add(t, s, calls(1, 0, burstRecords+1)...)
+	down := receiver(t, &otlptest.Receiver{})
+	env := environment(t, map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": down.Endpoint(), "OTEL_METRICS_EXPORTER": "none"})
+	down.Stop()
+	var running atomic.Int32
+	p := start(t, Config{Store: s, OTLP: env, Burst: func() func() {
+		running.Add(1)
+		return func() { running.Add(-1) }
+	}})
+	eventually(t, "the request is tried again", func() bool { return statsOf(t, p, DestinationOTLP, signalTraces).Retries > 2 })
+	if got := running.Load(); got != 0 {
+		t.Errorf("%d bursts are not over", got)
+	}
+}
+
 func TestRequestsStayBelowTheLimit(t *testing.T) {
 	r := receiver(t, &otlptest.Receiver{})
 	env := environment(t, map[string]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": r.Endpoint()})

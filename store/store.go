@@ -316,10 +316,10 @@ func encode(rec *record.LogCall) ([]byte, error) {
 	return blob, nil
 }
 
-// decode reads a record's bytes, which belong to the record from now on.
+// decode reads a record's bytes.
 func decode(blob []byte) (*record.LogCall, error) {
 	rec := &record.LogCall{}
-	if err := rec.UnmarshalVTUnsafe(blob); err != nil {
+	if err := rec.UnmarshalVT(blob); err != nil {
 		return nil, fmt.Errorf("decode the record: %w", err)
 	}
 	if err := record.CheckText(rec); err != nil {
@@ -482,7 +482,7 @@ func (d *database) fetch(after, last int64, maxRecords, maxBytes int) (p page, e
 			return p, nil
 		}
 		p.through = seq
-		rec, err := decode(bytes.Clone(blob))
+		rec, err := decode(blob)
 		if err != nil {
 			p.unreadable = append(p.unreadable, unreadable{seq, err})
 			continue

@@ -162,7 +162,8 @@ func (p *Probe) Read(pid int, last *Memory) Memory {
 		p.readHome(&m, now, anew)
 	}
 	if m.State != record.State_OK && (m.home.missing == "" || m.home.found.IsZero()) {
-		// None is known yet, or it is gone.
+		// None is known yet, or it is gone, and then what is known of it is not to be trusted.
+		anew = anew || !m.home.found.IsZero()
 		m = Memory{home: p.findHome(pid, last, now, anew)}
 		p.readHome(&m, now, anew)
 	}
@@ -310,7 +311,9 @@ func (p *Probe) choose(h *home, now time.Time, anew bool) {
 		return
 	}
 	h.found = now
-	keep(p, p.homes, at, *h)
+	known = *h
+	known.open = nil // each process has its own
+	keep(p, p.homes, at, known)
 }
 
 // memoryPath returns which version accounts the process's memory, and the path of its cgroup; 0 = none does.

@@ -284,6 +284,20 @@ func TestWhatIsDearIsReadLessOften(t *testing.T) {
 	last = p.Read(7, &last)
 	check(last, "/a", 3, 3, 30)
 
+	// Nor is what was known of one that is gone taken for true: the one around it is found at once.
+	set("a/b", 9, 9, 5)
+	m.write("proc/9/cgroup", "0::/a/b\n")
+	inside := p.Read(9, nil)
+	if inside.Path != "/a/b" {
+		t.Errorf("in %s, want /a/b", inside.Path)
+	}
+	if err := os.RemoveAll(filepath.Join(m.root, "v2/a/b")); err != nil {
+		t.Fatal(err)
+	}
+	inside.home.open.close()
+	now = now.Add(maxAge)
+	check(p.Read(9, &inside), "/a", 3, 3, 30)
+
 	// What fills a cgroup is read anew after a kill.
 	set("a", 4, 4, 40)
 	check(p.Read(8, nil), "/a", 4, 4, 40)

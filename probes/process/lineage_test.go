@@ -276,9 +276,14 @@ func TestCrowd(t *testing.T) {
 		}
 	}
 	check(1)
+	lost := k.losses[bpf.LineageLossLOSS_MEMBERS]
 	a.next()
 	a.paused()
 	check(1 + n)
+	var crowded uint32
+	if err := k.maps[bpf.LineageMapCrowded].Lookup(uint32(tree), &crowded); err != nil {
+		t.Errorf("the tree has no crowd: %v", err)
+	}
 	// The first that end had a place in the first map, which newcomers take.
 	a.next()
 	a.paused()
@@ -292,13 +297,20 @@ func TestCrowd(t *testing.T) {
 	check(1 + n/2 + n)
 	a.end()
 	check(0)
+	if got := k.losses[bpf.LineageLossLOSS_MEMBERS]; got != lost {
+		t.Errorf("%d processes found no place", got-lost)
+	}
 	k.Release(tree)
 	for _, name := range mapsOfTrees {
 		for _, id := range []TreeID{tree, inner} {
 			var next uint32
 			for key := any(nil); ; key = next {
-				if err := k.maps[name].NextKey(key, &next); err != nil {
+				err := k.maps[name].NextKey(key, &next)
+				if errors.Is(err, ebpf.ErrKeyNotExist) {
 					break
+				}
+				if err != nil {
+					t.Fatal(err)
 				}
 				if next == uint32(id) {
 					t.Errorf("%s has the released tree %d", name, id)

@@ -118,7 +118,7 @@ func (k *kernel) removeStrays() error {
 				return fmt.Errorf("list trees: %w", err)
 			}
 			id = next
-			if k.trees[TreeID(id)] == nil {
+			if k.trees[TreeID(id)] == nil && !slices.Contains(strays, TreeID(id)) {
 				strays = append(strays, TreeID(id))
 			}
 		}

@@ -109,7 +109,7 @@ func (k *kernel) release(id TreeID) {
 // mapsOfTrees are keyed by tree. removeTree clears them in this order: without members a tree gets no crowd.
 var mapsOfTrees = [...]string{bpf.LineageMapMembers, bpf.LineageMapCrowds, bpf.LineageMapCrowded, bpf.LineageMapLatencies, bpf.LineageMapTrees}
 
-// makeTree makes the kernel's entries of a tree: sums, latencies, members. Changing the map of maps waits for an RCU grace period,
+// makeTree makes the kernel's entries of a tree: sums, latencies, members. Changing a map of maps waits for an RCU grace period,
 // some ms, so that neither this nor removeTree is called with mu held.
 func (k *kernel) makeTree(id TreeID) error {
 	key := uint32(id)
@@ -120,7 +120,7 @@ func (k *kernel) makeTree(id TreeID) error {
 	defer members.Close() // the outer map holds it
 	crowd, err := ebpf.NewMap(k.crowdSpec)
 	if err != nil {
-		return fmt.Errorf("make member map: %w", err)
+		return fmt.Errorf("make crowd map: %w", err)
 	}
 	defer crowd.Close()
 	zeroes := make([]byte, max(len(k.sumsBuffer), len(k.histogramsBuffer)))

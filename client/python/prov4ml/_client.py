@@ -30,7 +30,7 @@ from os import getpid
 from time import monotonic_ns
 
 from . import _environment, _wire
-from ._connection import TOLD_BETWEEN_LOOKS, Asking, Telling, connect, milliseconds, socket_path
+from ._connection import Asking, Telling, connect, milliseconds, socket_path
 from ._notice import Notices
 from ._version import VERSION
 
@@ -248,12 +248,10 @@ class Client:
         try:
             self._owner = get_ident()
             telling = self._telling
-            if not self._steady or self._aside or telling is None or telling.unsent:
+            if not self._steady or self._aside or telling is None or telling.unsent or telling.is_over():
                 return False
             made = monotonic_ns()
             seq = self._seq + 1
-            if seq % TOLD_BETWEEN_LOOKS == 0 and telling.has_hung_up():
-                return False
             self._seq = seq
             chunk = f'{head}{step},"seq":{seq},"monotonicNanos":{made}}}}}'.ljust(_wire.USUAL_CHUNK_BYTES) + "\r\n"
             if telling.put(chunk.encode("latin-1")):

@@ -21,7 +21,7 @@ _RECEIVE_BYTES = 64 << 10
 # More room for asynchronous calls while the agent is busy; the kernel caps it at net.core.wmem_max.
 _SEND_BUFFER_BYTES = 4 << 20
 # How many calls are told between two looks for an answer that ends the stream early.
-TOLD_BETWEEN_LOOKS = 64
+_TOLD_BETWEEN_LOOKS = 64
 
 
 def socket_path() -> str:
@@ -213,12 +213,14 @@ class Telling(_Connection):
 
     def tell(self, message: bytes) -> bool:
         """Writes a message to the kernel. False when it takes nothing now or the stream is over: nothing was said."""
-        if self.ended or (self.unsent and not self.flush(0)):
-            return False
-        self._told += 1
-        if self._told % TOLD_BETWEEN_LOOKS == 0 and self.has_hung_up():
+        if self.is_over() or (self.unsent and not self.flush(0)):
             return False
         return self.put(message)
+
+    def is_over(self) -> bool:
+        """Whether the stream is known to have ended; asked before each call, and looks once in a while."""
+        self._told += 1
+        return self.ended or (self._told % _TOLD_BETWEEN_LOOKS == 0 and self.has_hung_up())
 
     def put(self, message: bytes) -> bool:
         """The last step of `tell`: nothing may be unsent before."""

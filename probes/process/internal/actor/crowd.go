@@ -48,6 +48,7 @@ func forkIdle() (int, syscall.Errno) {
 	if pid != 0 || errno != 0 {
 		return int(pid), errno
 	}
+	syscall.RawSyscall6(syscall.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(syscall.SIGKILL), 0, 0, 0, 0)
 	for {
 		syscall.RawSyscall6(syscall.SYS_PPOLL, 0, 0, 0, 0, 0, 0)
 	}
