@@ -6,7 +6,8 @@ import (
 )
 
 // How often the rings are looked at: a client's next call is expected no sooner than a sixteenth of the time that has passed since the
-// last one. So a call is read late by a sixteenth of a step at most, or 2 ms where that is more, and an idle training costs four looks a second.
+// last one. So a call is read late by a sixteenth of a step at most, or 2 ms where that is more, and an idle training costs four looks a
+// second.
 const (
 	ringLooks    = 16
 	ringShortest = 2 * time.Millisecond

@@ -19,9 +19,7 @@ time.sleep(3)  # both are traced
 def log(label: str, count: int) -> None:
     for step in range(count):
         # Two in a row of each shape, so that calls are repeated and are not.
-        prov4ml.log_flops_per_batch(
-            label, model, batches[step // 2 % 2], TRAINING, step
-        )
+        prov4ml.log_flops_per_batch(label, model, batches[step // 2 % 2], TRAINING, step)
         time.sleep(0.002)
 
 

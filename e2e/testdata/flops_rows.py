@@ -19,30 +19,17 @@ torch.set_num_threads(1)
 
 
 def main() -> None:
-    groups = {
-        "torchvision": rows.TORCHVISION,
-        "layer": rows.LAYERS,
-        "language model": rows.LANGUAGE,
-    }
+    groups = {"torchvision": rows.TORCHVISION, "layer": rows.LAYERS, "language model": rows.LANGUAGE}
     for group in sys.argv[2:]:
         for row in groups[group]:
-            line = {
-                "group": group,
-                "name": row.name,
-                "forward": str(row.forward),
-                "backward": str(row.backward),
-            }
+            line = {"group": group, "name": row.name, "forward": str(row.forward), "backward": str(row.backward)}
             try:
                 model, batch = row.make(), row.batch()
             except Exception as error:
                 line["skipped"] = f"{type(error).__name__}: {error}"
             else:
-                prov4ml.log_flops_per_batch(
-                    row.name, model.train(), batch, prov4ml.Context.TRAINING, step=1
-                )
-                prov4ml.log_flops_per_batch(
-                    row.name, model.eval(), batch, prov4ml.Context.EVALUATION, step=1
-                )
+                prov4ml.log_flops_per_batch(row.name, model.train(), batch, prov4ml.Context.TRAINING, step=1)
+                prov4ml.log_flops_per_batch(row.name, model.eval(), batch, prov4ml.Context.EVALUATION, step=1)
             print(json.dumps(line), flush=True)
 
 

@@ -18,8 +18,7 @@ def log(step):
     body = '{"context":"training","step":%d}' % step
     sock.sendall(
         b"POST /prov4ml.v1.AgentService/LogSystemMetrics HTTP/1.1\r\nHost: agent\r\n"
-        b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-        % (len(body), body.encode())
+        b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body.encode())
     )
     status = answers.readline()
     if b" 200 " not in status:

@@ -251,8 +251,7 @@ class Client:
             if not self._steady or self._aside or telling is None or telling.unsent or telling.is_over():
                 return False
             made = monotonic_ns()
-            seq = self._seq + 1
-            self._seq = seq
+            self._seq = seq = self._seq + 1
             chunk = f'{head}{step},"seq":{seq},"monotonicNanos":{made}}}}}'.ljust(_wire.USUAL_CHUNK_BYTES) + "\r\n"
             if telling.put(chunk.encode("latin-1")):
                 return True

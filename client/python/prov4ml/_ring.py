@@ -73,9 +73,8 @@ class Ring:
         self.words.release()
         self._memory.close()
         try:
-            if (
-                os.fstat(self.fd).st_ino == self._inode
-            ):  # a daemon has perhaps closed everything, and opened other files
+            # A daemon has perhaps closed everything, and opened other files.
+            if os.fstat(self.fd).st_ino == self._inode:
                 os.close(self.fd)
         except OSError:
             pass
