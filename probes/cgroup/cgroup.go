@@ -102,30 +102,22 @@ type Probe struct {
 
 	mu       sync.Mutex
 	pressure *probes.File // the host's
+
 	// mounts are where the hierarchies are mounted, by version; what was not found is not in it.
-	mounts map[int]mounted
-	// homes and parts are what was found and read last, by where the process is and by directory, for all processes of a cgroup.
-	homes map[place]home
-	parts map[string]parts
+	mounts lately[int, mounted]
+	// homes and parts are what was found and read, by where the process is and by directory, for all processes of a cgroup.
+	homes lately[place, home]
+	parts lately[string, parts]
 }
 
 // mounted is a mount point of a hierarchy, and which of its directories is mounted there.
-type mounted struct {
-	mount, root string
-	read        time.Time
-}
+type mounted struct{ mount, root string }
 
 // place is the cgroup that a process is in.
 type place struct{ mount, below string }
 
 // parts is what the usage of a cgroup is made of.
-type parts struct {
-	anonBytes, fileBytes, shmemBytes, kernelBytes Value
-	taken                                         time.Time
-}
-
-// maxKept bounds what is kept of cgroups: more than a node has jobs.
-const maxKept = 1024
+type parts struct{ anonBytes, fileBytes, shmemBytes, kernelBytes Value }
 
 // New makes a probe.
 func New(config Config) *Probe {
@@ -139,9 +131,6 @@ func New(config Config) *Probe {
 		config:   config,
 		now:      time.Now,
 		pressure: probes.NewFile(filepath.Join(config.ProcRoot, "pressure", "memory")),
-		mounts:   map[int]mounted{},
-		homes:    map[place]home{},
-		parts:    map[string]parts{},
 	}
 }
 
@@ -149,7 +138,10 @@ func New(config Config) *Probe {
 // has exited it reads the cgroup of last. With a last of nil nothing is of an older reading, not even of another process. The
 // readings of one process are made one after the other: they share open files.
 func (p *Probe) Read(pid int, last *Memory) Memory {
-	now, anew := p.now(), last == nil
+	now, age := p.now(), slower*p.config.MaxAge
+	if last == nil {
+		age = 0
+	}
 	if last != nil && (last.pid != pid || last.taken.IsZero()) {
 		last = nil
 	}
@@ -159,21 +151,23 @@ func (p *Probe) Read(pid int, last *Memory) Memory {
 	var m Memory
 	if last != nil && now.Sub(last.home.found) < slower*p.config.MaxAge {
 		m.home = last.home
-		p.readHome(&m, now, anew)
+		p.readHome(&m, now, age)
 	}
 	if m.State != record.State_OK && (m.home.missing == "" || m.home.found.IsZero()) {
 		// None is known yet, or it is gone, and then what is known of it is not to be trusted.
-		anew = anew || !m.home.found.IsZero()
-		m = Memory{home: p.findHome(pid, last, now, anew)}
-		p.readHome(&m, now, anew)
+		if !m.home.found.IsZero() {
+			age = 0
+		}
+		m = Memory{home: p.findHome(pid, last, now, age)}
+		p.readHome(&m, now, age)
 	}
 	m.HostSomeMicros, m.HostFullMicros = p.hostPressure()
 	m.taken, m.pid = now, pid
 	return m
 }
 
-// readHome reads the values of m.home; its parts once in a while.
-func (p *Probe) readHome(m *Memory, now time.Time, anew bool) {
+// readHome reads the values of m.home; its parts if none younger than age are known.
+func (p *Probe) readHome(m *Memory, now time.Time, age time.Duration) {
 	h := &m.home
 	if h.missing != "" {
 		m.State, m.Reason = record.State_ABSENT, "cgroup: "+h.missing
@@ -188,36 +182,17 @@ func (p *Probe) readHome(m *Memory, now time.Time, anew bool) {
 	m.State, m.Path, m.LimitBytes = record.State_OK, strings.ToValidUTF8(h.path, "\uFFFD"), h.limitBytes
 	m.PeakBytes = numberOf(h.open.peak, h.peak, h.noPeak)
 	m.SomeMicros, m.FullMicros = h.readPressure()
-	of := p.partsOf(h, now, anew)
+	of, ok := p.parts.get(h.dir, now, age)
+	if !ok {
+		of = h.readStat(h.dir)
+		p.parts.put(h.dir, of, now)
+	}
 	m.AnonBytes, m.FileBytes, m.ShmemBytes, m.KernelBytes = of.anonBytes, of.fileBytes, of.shmemBytes, of.kernelBytes
 }
 
-// partsOf reads memory.stat, or returns what was read of it lately.
-func (p *Probe) partsOf(h *home, now time.Time, anew bool) parts {
-	p.mu.Lock()
-	known, ok := p.parts[h.dir]
-	p.mu.Unlock()
-	if ok && !anew && now.Sub(known.taken) < slower*p.config.MaxAge {
-		return known
-	}
-	read := h.readStat(h.dir)
-	read.taken = now
-	keep(p, p.parts, h.dir, read)
-	return read
-}
-
-// keep puts a value into one of the probe's maps.
-func keep[K comparable, V any](p *Probe, of map[K]V, key K, value V) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(of) >= maxKept {
-		clear(of)
-	}
-	of[key] = value
-}
-
-// findHome finds the cgroup of a process; of one that has exited, the one that last has.
-func (p *Probe) findHome(pid int, last *Memory, now time.Time, anew bool) home {
+// findHome finds the cgroup of a process; of one that has exited, the one that last has. What others have found is good if younger than
+// age.
+func (p *Probe) findHome(pid int, last *Memory, now time.Time, age time.Duration) home {
 	h, err := p.find(pid)
 	if errors.Is(err, fs.ErrNotExist) && last != nil && last.State == record.State_OK {
 		h, err = last.home, nil
@@ -225,7 +200,7 @@ func (p *Probe) findHome(pid int, last *Memory, now time.Time, anew bool) home {
 	if err != nil {
 		h.missing = err.Error()
 	} else {
-		p.choose(&h, now, anew)
+		p.choose(&h, now, age)
 	}
 	h.found = now
 	if last != nil && last.home.open != nil {
@@ -274,10 +249,7 @@ func (p *Probe) find(pid int) (home, error) {
 // mountOf returns where a hierarchy is mounted, as it was read lately.
 func (p *Probe) mountOf(version int) (mounted, error) {
 	now := p.now()
-	p.mu.Lock()
-	known, ok := p.mounts[version]
-	p.mu.Unlock()
-	if ok && now.Sub(known.read) < slowest*p.config.MaxAge {
+	if known, ok := p.mounts.get(version, now, slowest*p.config.MaxAge); ok {
 		return known, nil
 	}
 	text, err := os.ReadFile(filepath.Join(p.config.ProcRoot, "self", "mountinfo"))
@@ -288,32 +260,26 @@ func (p *Probe) mountOf(version int) (mounted, error) {
 	if !ok {
 		return mounted{}, errors.New("the memory hierarchy is not mounted where the agent runs")
 	}
-	found := mounted{mount, root, now}
-	keep(p, p.mounts, version, found)
+	found := mounted{mount, root}
+	p.mounts.put(version, found, now)
 	return found, nil
 }
 
-// choose chooses the cgroup, or returns what was chosen lately for the same place.
-func (p *Probe) choose(h *home, now time.Time, anew bool) {
+// choose chooses the cgroup, or takes what was chosen for the same place.
+func (p *Probe) choose(h *home, now time.Time, age time.Duration) {
 	at := place{h.mount, h.below}
-	p.mu.Lock()
-	known, ok := p.homes[at]
-	p.mu.Unlock()
-	if ok && !anew && now.Sub(known.found) < slower*p.config.MaxAge {
+	if known, ok := p.homes.get(at, now, age); ok {
 		*h = known
 		return
 	}
 	h.choose()
 	if h.missing != "" {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		clear(p.mounts) // perhaps it is mounted elsewhere now
+		p.mounts.forget() // perhaps it is mounted elsewhere now
 		return
 	}
-	h.found = now
-	known = *h
+	known := *h
 	known.open = nil // each process has its own
-	keep(p, p.homes, at, known)
+	p.homes.put(at, known, now)
 }
 
 // memoryPath returns which version accounts the process's memory, and the path of its cgroup; 0 = none does.
